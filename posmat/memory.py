@@ -1,0 +1,132 @@
+"""Peak memory: what a method needs beside its operands, each in a fresh process.
+
+On a CPU it is the growth of the process's high-water mark. The mark never falls, so a large form
+would hide a small one that follows it: hence one process for each. On CUDA it is the allocator's
+peak. `python -m posmat.memory` is the process; `peak_memory` starts it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+
+import pandas as pd
+import torch
+
+from posmat.problem import ProblemSize, random_operands
+
+# The C library gives freed memory back to the system at once. It would keep what loading and
+# proving a method had used, and the method itself would then seem to need nothing.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+def peak_memory(
+    methods: Mapping[str, str],
+    size: ProblemSize,
+    dtype: torch.dtype = torch.int8,
+    seed: int = 0,
+    threads: int = 1,
+    **tags: object,
+) -> pd.DataFrame:
+    """Measure how far each method's memory rises above its operands.
+
+    Two processes run at a time: each counts its own memory, and no clock is read.
+
+    Args:
+        methods: a name for each method (x, w) -> y, given as "module.function" within posmat.
+        size, dtype, seed: of the operands, as `random_operands` takes them.
+        threads: of PyTorch; each may keep a buffer of its own.
+        tags: further columns with one value for all rows; `device` says where it is measured.
+
+    Returns:
+        One row per method: `peak_bytes` over the operands, and `operand_bytes`. `peak_bytes` is
+        blank where the system does not tell (a CPU under Windows), and the state says so.
+
+    Raises:
+        RuntimeError: a process did not finish, out of memory for one.
+    """
+    kind = str(dtype).removeprefix("torch.")
+    device = str(tags.get("device", "cpu"))
+    sizes = [size.batch_size, size.out_features, size.in_features]
+
+    def measure(item: tuple[str, str]) -> dict:
+        name, function = item
+        order = [function, *sizes, kind, seed, device, threads]
+        command = [sys.executable, "-m", "posmat.memory", *map(str, order)]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env={**os.environ, **GIVE_BACK}
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RuntimeError(
+                f"measuring the memory of {name} at {size} ended with exit code "
+                f"{done.returncode} ({last}): is there memory enough?"
+            )
+        return {"method": name, **json.loads(done.stdout)}
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        rows = pd.DataFrame(list(pool.map(measure, methods.items())))
+    tags = {**tags, "dtype": kind, "threads": threads, **vars(size)}
+    return rows.assign(**tags).convert_dtypes()
+
+
+def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: str, threads: str):
+    """Run one method once at full size, after a small call that loads what it needs."""
+    module, _, name = method.rpartition(".")
+    function = getattr(import_module(f"posmat.{module}"), name)
+    torch.set_num_threads(int(threads))
+    dtype = getattr(torch, kind)
+    function(*random_operands(ProblemSize(2, 2, 2), dtype, device))
+    x, w = random_operands(ProblemSize(int(M), int(N), int(K)), dtype, device, int(seed))
+    operand_bytes = x.nbytes + w.nbytes
+    facts = {"operand_bytes": operand_bytes}
+    if x.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function(x, w)
+        torch.cuda.synchronize()
+        return facts | {
+            "state": "measured",
+            "peak_bytes": torch.cuda.max_memory_allocated() - before,
+        }
+    before = _reset_high_water_mark()
+    if before is None:
+        return facts | {"state": "not available", "peak_bytes": None}
+    function(x, w)
+    return facts | {"state": "measured", "peak_bytes": _high_water_mark() - before}
+
+
+def _reset_high_water_mark() -> int | None:
+    """Bring the mark down to what is in use now, where Linux lets us, and read it."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # proc(5): resets the peak resident set size
+    except OSError:
+        pass  # then what the imports once needed hides as much of the method's memory
+    return _high_water_mark()
+
+
+def _high_water_mark() -> int | None:
+    """The largest resident size of this process so far in bytes, or None where none is kept."""
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if os.name == "nt":
+        return None
+    import resource
+
+    # Linux without /proc counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(*sys.argv[1:])))

@@ -1,0 +1,53 @@
+"""Sign and magnitude: int8 numbers as a sign in -1, 0, +1 and a magnitude in 0..128."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SignMagnitude(NamedTuple):
+    """An int8 tensor split in two, each part with the shape of the whole.
+
+    sign: int8, -1, 0 or +1 as `torch.sign` gives it.
+    magnitude: uint8, 0..128.
+    """
+
+    sign: Tensor
+    magnitude: Tensor
+
+
+def to_sign_magnitude(x: Tensor) -> SignMagnitude:
+    """Split an int8 tensor into its signs and its magnitudes.
+
+    The magnitude of -128 is 128, which int8 cannot hold: `torch.abs` wraps it back to -128. The
+    bits it leaves, 1000_0000, are right all the same, and read as uint8 they say 128.
+
+    Raises:
+        TypeError: x is not int8.
+    """
+    if x.dtype != torch.int8:
+        raise TypeError(f"x is {x.dtype}: a sign and a magnitude are taken of torch.int8.")
+    return SignMagnitude(torch.sign(x), x.abs().view(torch.uint8))
+
+
+def from_sign_magnitude(sign: Tensor, magnitude: Tensor) -> Tensor:
+    """Put int8 numbers together again: the inverse of `to_sign_magnitude`, for all 256 values.
+
+    The product is formed in int16, which holds -128..128; only +128 has no place in int8.
+
+    Raises:
+        TypeError: the parts are not int8 and uint8.
+        ValueError: a number is outside -128..127.
+    """
+    if sign.dtype != torch.int8 or magnitude.dtype != torch.uint8:
+        raise TypeError(
+            f"sign is {sign.dtype} and magnitude is {magnitude.dtype}: "
+            "they must be torch.int8 and torch.uint8."
+        )
+    value = sign.short() * magnitude.short()
+    if value.numel() and (value.max() > 127 or value.min() < -128):
+        raise ValueError(
+            f"the numbers reach from {value.min()} to {value.max()}: int8 holds -128..127."
+        )
+    return value.to(torch.int8)
