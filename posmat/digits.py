@@ -1,0 +1,161 @@
+"""A small network on scikit-learn's digits: trained, quantized, and run by any multiplier.
+
+1,797 images of 8 x 8 pixels, written by hand, which come with scikit-learn and are not fetched. The
+network has two fully connected layers. Quantized, a layer sums products of int8 inputs and int8
+weights by the multiplier that is asked for; scales and biases are float64 and the same for every
+multiplier, so that two multipliers whose sums agree give the same logits, bit for bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from posmat.fibonacci import Quantized, quantize_magnitudes
+from posmat.inexact import inexact_product
+from posmat.multipliers import Multiplier
+
+LARGEST = 127  # an input's largest magnitude: inputs are non-negative, pixels and ReLU outputs
+
+
+class DigitImages(NamedTuple):
+    """Images as rows of 64 pixels in 0..1, float32, with their labels 0..9, in two parts."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    def to(self, device: torch.device | str) -> "DigitImages":
+        """The same images on another device."""
+        return DigitImages(*(part.to(device) for part in self))
+
+
+def load_digit_images(seed: int = 0, test_share: float = 0.25) -> DigitImages:
+    """Split the digits into a part to train with and a part to test with, on the CPU.
+
+    Args:
+        seed: of the split, which keeps every digit's share in both parts.
+        test_share: of the images that are for testing.
+    """
+    from sklearn.datasets import load_digits  # takes a second to load
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    train, test, train_labels, test_labels = train_test_split(
+        pixels / 16, labels, test_size=test_share, random_state=seed, stratify=labels
+    )
+    return DigitImages(
+        torch.tensor(train, dtype=torch.float32),
+        torch.tensor(train_labels),
+        torch.tensor(test, dtype=torch.float32),
+        torch.tensor(test_labels),
+    )
+
+
+def train_network(
+    images: DigitImages, hidden_features: int = 32, epochs: int = 200, seed: int = 0
+) -> nn.Sequential:
+    """Train 64 -> hidden_features -> 10 with a ReLU between, on the whole training part at a time.
+
+    On the CPU, whatever the device of the experiment: the same seed gives the same network there.
+    The caller's random state is left as it was.
+
+    Raises:
+        ValueError: the images are not on the CPU.
+    """
+    if images.train.device.type != "cpu":
+        raise ValueError(f"the images are on {images.train.device}: train with those on the CPU.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(images.train.shape[1], hidden_features),
+            nn.ReLU(),
+            nn.Linear(hidden_features, 10),
+        )
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images.train), images.train_labels).backward()
+        optimizer.step()
+    return network.requires_grad_(False)
+
+
+class QuantizedLayer(NamedTuple):
+    """One fully connected layer in integers: logits = scale · sums + bias.
+
+    weight: int8 (N, K).
+    bias: float64 (N,).
+    input_scale: what one step of the int8 input is worth.
+    scale: what one step of the sum is worth, the input's scale times the weight's.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    input_scale: float
+    scale: float
+
+
+class NetworkOutput(NamedTuple):
+    """What a quantized network gives: each layer's integer sums (M, N), and float64 logits."""
+
+    sums: tuple[Tensor, ...]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """Fully connected layers in integers, with a ReLU after each but the last."""
+
+    layers: tuple[QuantizedLayer, ...]
+
+    def run(self, images: Tensor, multiplier: str | Multiplier = "exact") -> NetworkOutput:
+        """Every product of an input and a weight by `multiplier`; images (M, K) in 0..1.
+
+        An input beyond the largest that was seen in calibration is clamped.
+        """
+        values, sums = images.double(), []
+        for layer in self.layers:
+            codes = (values / layer.input_scale).round().clamp(0, LARGEST).to(torch.int8)
+            sums.append(inexact_product(codes, layer.weight, multiplier))
+            logits = layer.scale * sums[-1].double() + layer.bias
+            values = logits.relu()
+        return NetworkOutput(tuple(sums), logits)
+
+    def to(self, device: torch.device | str) -> "QuantizedNetwork":
+        """The same network on another device."""
+        return QuantizedNetwork(
+            tuple(
+                layer._replace(weight=layer.weight.to(device), bias=layer.bias.to(device))
+                for layer in self.layers
+            )
+        )
+
+
+def quantize_network(
+    network: nn.Sequential,
+    images: Tensor,
+    quantize: Callable[[Tensor], Quantized] = quantize_magnitudes,
+) -> QuantizedNetwork:
+    """Quantize a trained network's weights with `quantize` and its inputs to 0..127.
+
+    Args:
+        network: what `train_network` gave.
+        images: (M, K) in 0..1, on which the largest input of each layer is found.
+        quantize: float weight -> Quantized, such as `quantize_fibonacci`.
+    """
+    layers, values = [], images
+    for module in network:
+        if isinstance(module, nn.Linear):
+            found, input_scale = quantize(module.weight), float(values.max()) / LARGEST
+            scale = input_scale * found.scale
+            layers.append(QuantizedLayer(found.weight, module.bias.double(), input_scale, scale))
+        values = module(values)
+    return QuantizedNetwork(tuple(layers))
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose largest logit is that of their label."""
+    return float((logits.argmax(1) == labels).double().mean())

@@ -1,0 +1,202 @@
+"""Fibonacci codes: integers in whose binary form no two ones are adjacent, and their quantization.
+
+There are F(n + 2) of them among the 2**n numbers of n bits: 34 of 128, 55 of 256. They are not the
+Fibonacci *numbers*; the name is that of the coding, in which no two ones are adjacent either.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_BITS = 16
+
+
+def fibonacci_codes(bits: int = 7) -> Tensor:
+    """All Fibonacci codes of `bits` bits in ascending order, as int64.
+
+    Raises:
+        ValueError: `bits` is not a whole number in 1..16.
+    """
+    return _codes(_checked_bits(bits)).clone()
+
+
+def is_fibonacci(x: Tensor) -> Tensor:
+    """Which elements have no two adjacent ones in their binary form: bool, in the shape of x.
+
+    Args:
+        x: non-negative whole numbers, of any integer dtype. Of a signed weight, ask its magnitude.
+
+    Raises:
+        TypeError: x does not hold integers.
+        ValueError: x holds a negative number.
+    """
+    wide = _non_negative_integers(x)
+    return (wide & (wide >> 1)) == 0
+
+
+def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
+    """The Fibonacci code of `bits` bits nearest to each element; a tie goes to the larger code.
+
+    The codes of 7 bits end at 85, so all of 86..127 come down to it: the width decides.
+
+    Args:
+        x: whole numbers in 0..2**bits - 1, of any integer dtype.
+        bits: the width of the codes, 1..16; 7 suits the magnitudes of int8.
+
+    Returns:
+        The codes, in the shape and the dtype of x.
+
+    Raises:
+        TypeError: x does not hold integers.
+        ValueError: x holds a number outside 0..2**bits - 1, or `bits` is outside 1..16.
+    """
+    codes = _codes(_checked_bits(bits)).to(x.device)
+    wide = _non_negative_integers(x)
+    if wide.numel() and int(wide.max()) >= 2**bits:
+        raise ValueError(
+            f"x holds {int(wide.max())}, and {bits} bits end at {2**bits - 1}: "
+            "give more bits, or clamp x first."
+        )
+    # Whole x is at or above the midpoint exactly when it is at or above the midpoint rounded up.
+    midpoints = (codes[:-1] + codes[1:] + 1) // 2
+    return codes[torch.bucketize(wide, midpoints, right=True)].to(x.dtype)
+
+
+class Quantized(NamedTuple):
+    """A float weight as int8 times a scale, and what was lost.
+
+    weight: int8, in the shape of the float weight; real = scale · weight.
+    scale: the one scale of the whole tensor.
+    mean_squared_error: the mean of (real - float weight)².
+    relative_error: the square root of the sum of these squares over the sum of the weights' own.
+    """
+
+    weight: Tensor
+    scale: float
+    mean_squared_error: float
+    relative_error: float
+
+
+def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
+    """Quantize a float weight to int8 sign-magnitude with Fibonacci magnitudes.
+
+    The scale is the one of least squared error (see `quantize_magnitudes`). The scale that suits
+    plain int8, largest weight / 127, would leave 86..127 empty: all of it is rounded to 85.
+
+    Raises:
+        TypeError, ValueError: see `quantize_magnitudes`; `bits` is outside 1..7.
+    """
+    if _checked_bits(bits) > 7:
+        raise ValueError(f"bits={bits}: an int8 magnitude has at most 7 bits.")
+    return quantize_magnitudes(weight, fibonacci_codes(bits))
+
+
+def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantized:
+    """Quantize a float weight to int8 whose magnitudes are among `codes`, at the best scale.
+
+    The scale is searched over 2,048 candidates, from one that maps the largest weight well below
+    the largest code to one that clips most weights, and then refined: with the codes held fixed
+    the best scale has a closed form. Each weight takes the nearest code, a tie the larger one.
+
+    Sorting the magnitudes once turns a candidate's error into look-ups of prefix sums at the few
+    midpoints between codes, so the search costs little beside the sort.
+
+    Args:
+        weight: any floating dtype, any shape, finite.
+        codes: ascending magnitudes that begin with 0 and end by 127; the default is all of
+            0..127, plain symmetric int8.
+
+    Raises:
+        TypeError: the weight is not floating.
+        ValueError: it is empty or holds a number that is not finite; the codes are not as asked.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"the weight is {found}: only a floating tensor is quantized.")
+    if weight.numel() == 0 or not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weight is empty or holds a number that is not finite.")
+    codes = torch.arange(128) if codes is None else codes
+    ascending = codes.ndim == 1 and len(codes) > 1 and bool((codes[1:] > codes[:-1]).all())
+    if not ascending or int(codes[0]) != 0 or int(codes[-1]) > 127:
+        raise ValueError("the codes must ascend from 0 to at most 127, and there must be two.")
+
+    magnitude = weight.detach().double().abs().flatten()
+    largest = float(magnitude.max())
+    if largest == 0:
+        return Quantized(torch.zeros_like(weight, dtype=torch.int8), 1.0, 0.0, 0.0)
+    # In units of the largest weight, so that no square underflows or overflows.
+    ordered = (magnitude / largest).sort().values
+    codes = codes.to(device=ordered.device, dtype=torch.float64)
+    start = torch.zeros(1, dtype=torch.float64, device=ordered.device)
+    first_power = torch.cat([start, ordered.cumsum(0)])
+    total = float((ordered * ordered).sum())
+
+    def moments(scales: Tensor) -> tuple[Tensor, Tensor]:
+        """<magnitude, code> and <code, code> for each scale, when each weight has its code."""
+        midpoints = scales[:, None] * ((codes[:-1] + codes[1:]) / 2)  # (scales, codes - 1)
+        cuts = torch.searchsorted(ordered, midpoints)  # a weight at the midpoint goes up
+        counts = len(ordered) - cuts
+        sums = first_power[-1] - first_power[cuts]
+        # Passing a midpoint raises the code, and its square, by a step.
+        return sums @ codes.diff(), counts.double() @ (codes * codes).diff()
+
+    def errors(scales: Tensor) -> Tensor:
+        with_weight, with_self = moments(scales)
+        return total - 2 * scales * with_weight + scales * scales * with_self
+
+    # From a largest weight at half the largest code, up to clipping all but 1/8 of the range.
+    candidates = torch.logspace(1, -3, 2048, base=2, dtype=torch.float64, device=ordered.device)
+    candidates = candidates / codes[-1]
+    scale = candidates[errors(candidates).argmin()].reshape(1)
+    for _ in range(50):
+        with_weight, with_self = moments(scale)
+        better = with_weight / with_self.clamp_min(1)
+        if not bool(errors(better) < errors(scale)):
+            break
+        scale = better
+
+    magnitudes = codes[
+        torch.bucketize(magnitude / largest, scale * (codes[:-1] + codes[1:]) / 2, right=True)
+    ].reshape(weight.shape)
+    quantized = (magnitudes * torch.sign(weight.detach()).double()).to(torch.int8)
+    real_scale = float(scale) * largest
+    squared = float(((magnitudes * float(scale)).flatten() - magnitude / largest).square().sum())
+    return Quantized(
+        quantized,
+        real_scale,
+        squared * largest**2 / len(ordered),
+        (squared / total) ** 0.5,
+    )
+
+
+@cache
+def _codes(bits: int) -> Tensor:
+    every = torch.arange(2**bits)
+    return every[(every & (every >> 1)) == 0]
+
+
+def _checked_bits(bits: int) -> int:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"bits={bits!r}: give a whole number in 1..{MAX_BITS}.")
+    return bits
+
+
+def _non_negative_integers(x: Tensor) -> Tensor:
+    """x as int64, whose shifts and look-ups every device has for every integer dtype."""
+    if (
+        not isinstance(x, Tensor)
+        or x.is_floating_point()
+        or x.is_complex()
+        or x.dtype is torch.bool
+    ):
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {found}: a Fibonacci code is asked of a tensor of integers.")
+    wide = x.long()
+    if wide.numel() and int(wide.min()) < 0:
+        raise ValueError(
+            f"x holds {int(wide.min())}: give magnitudes; of int8 weights, "
+            "to_sign_magnitude(w).magnitude."
+        )
+    return wide

@@ -1,0 +1,126 @@
+"""The published simulators' algorithm, to compare with: one table look-up per product, compiled.
+
+A loop in C over outputs and inner dimension, compiled when it is first asked for by the system's
+compiler. It is here for the measurement; `posmat.inexact` needs none of it.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posmat.multipliers import Multiplier, find_multiplier
+from posmat.problem import NotAvailable, check_operands
+
+FLAGS = ("-O3", "-march=native", "-std=c99", "-shared", "-fPIC")
+
+SOURCE = r"""
+#include <stdint.h>
+
+/* y[m][n] = sum over k of table[w[n][k]][x[m][k]], all operands by their bytes */
+void lookup_product(const uint8_t *restrict x, const uint8_t *restrict w,
+                    const int32_t *restrict table, int64_t *restrict y,
+                    int64_t M, int64_t N, int64_t K)
+{
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t n = 0; n < N; n++) {
+            const uint8_t *a = x + m * K, *b = w + n * K;
+            int64_t total = 0;
+            for (int64_t k = 0; k < K; ) {
+                /* whole blocks in SUM_TYPE: the caller chose a table whose block sums fit */
+                int64_t end = k + BLOCK < K ? k + BLOCK : K;
+                SUM_TYPE sum = 0;
+                for (; k < end; k++)
+                    sum += table[(uint32_t)b[k] << 8 | a[k]];
+                total += sum;
+            }
+            y[m * N + n] = total;
+        }
+}
+"""
+
+
+def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
+    """Sum the table over the inner dimension with one look-up per product, in a compiled C loop.
+
+    One thread. The same numbers as `inexact_product`, as int64.
+
+    Args:
+        x, w: X (M, K) and W (N, K), int8, on the CPU.
+        multiplier: a Multiplier or the name of a shipped one; an operand that it does not admit
+            counts as 0 here.
+
+    Raises:
+        NotAvailable: there is no C compiler, or it failed.
+        TypeError, ValueError: see `check_operands`; the operands are not on the CPU.
+    """
+    check_operands(x, w)
+    if x.device.type != "cpu":
+        raise ValueError(f"x is on {x.device}: the compiled loop runs on the CPU.")
+    found = find_multiplier(multiplier)
+    x, w, table = x.contiguous(), w.contiguous(), _table(found)
+    y = torch.empty((x.shape[0], w.shape[0]), dtype=torch.int64)
+    loop = _loop(found.largest_product <= 2**16)
+    loop(x.data_ptr(), w.data_ptr(), table.ctypes.data, y.data_ptr(), *y.shape, x.shape[1])
+    return y
+
+
+def compiler_command() -> str:
+    """The compiler and the flags of the compiled loop, to report beside its times.
+
+    Raises:
+        NotAvailable: there is no C compiler.
+    """
+    return " ".join([_compiler(), *FLAGS])
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and shutil.which(name):
+            return name
+    raise NotAvailable(
+        "the compiled look-up loop needs a C compiler, and none of cc, gcc and clang is found: "
+        "install one, or set CC."
+    )
+
+
+_tables: dict[int, tuple[Multiplier, np.ndarray]] = {}
+
+
+def _table(multiplier: Multiplier) -> np.ndarray:
+    if id(multiplier) not in _tables:
+        _tables[id(multiplier)] = multiplier, multiplier.operand_table.astype(np.int32)
+    return _tables[id(multiplier)][1]
+
+
+@cache
+def _loop(small: bool):
+    """The compiled function; with int32 sums of 16,384 products where the table is small enough."""
+    compiler = _compiler()
+    choice = ("int32_t", 2**14) if small else ("int64_t", 2**14)
+    defines = [f"-DSUM_TYPE={choice[0]}", f"-DBLOCK={choice[1]}"]
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    name = hashlib.sha256((SOURCE + str(small)).encode()).hexdigest()[:16]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        source, library = Path(folder, f"{name}.c"), Path(folder, name + suffix)
+        source.write_text(SOURCE)
+        command = [compiler, *FLAGS, *defines, str(source), "-o", str(library)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode:
+                raise OSError(done.stderr.strip().splitlines()[0] if done.stderr else "no reason")
+            function = ctypes.CDLL(str(library)).lookup_product
+        except (OSError, subprocess.SubprocessError) as problem:
+            raise NotAvailable(f"{compiler} could not compile the loop: {problem}") from problem
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
+    function.restype = None
+    return function
