@@ -1,0 +1,95 @@
+"""Then and now: the times that the 2020 notebook printed beside rows of today. Needs no torch."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from posmat.records import RecordError, project_root
+from posmat.summary import format_figures, stands, summarize
+
+THEN = "2020"
+
+
+def read_seed(path: Path | None = None) -> pd.DataFrame:
+    """Every time that the seed printed: data/seed.csv, whose columns data/README.md describes.
+
+    Raises:
+        RecordError: the file is not there.
+    """
+    path = path or (project_root() or Path.cwd()) / "data" / "seed.csv"
+    if not path.exists():
+        raise RecordError(f"{path} is not there: it is part of the checkout; run in one.")
+    return pd.read_csv(path, keep_default_na=False).convert_dtypes()
+
+
+def then_and_now(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
+    """One line for each time of the seed, and for each machine, device and clock of today.
+
+    Rows belong to a time of the seed when notebook, method and dtype agree, at the seed's sizes.
+
+    Returns:
+        section, notebook, method, dtype, where ('2020, cuda' or 'h200, cuda'), machine, device,
+        clock and milliseconds, the median of the blocks.
+    """
+    keys = ["notebook", "method", "dtype"]
+    sizes = ["batch_size", "out_features", "in_features"]
+    then = seed.assign(machine=THEN, where=THEN + ", " + seed["device"])
+    timed = rows[rows["state"] == "timed"].merge(
+        seed[["section", *keys, *sizes]], on=[*keys, *sizes]
+    )
+    by = ["section", *keys, "machine", "device", "clock"]
+    now = timed.groupby(by, sort=False)["seconds"].median().mul(1e3).rename("milliseconds")
+    now = now.reset_index()
+    now["where"] = now["machine"] + ", " + now["device"]
+    columns = ["section", *keys, "where", "machine", "device", "clock", "milliseconds"]
+    both = pd.concat([then[columns], now[columns]], ignore_index=True)
+    return both.sort_values("section", kind="stable", ignore_index=True).convert_dtypes()
+
+
+def rankings(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
+    """Each pair of forms within a section of the seed: which was faster then, and now, and where.
+
+    Returns:
+        One line per section, pair, machine and device: `faster` and `slower` as in 2020, the ratio
+        slower / faster then and now, and a verdict: 'order kept', 'order reversed', 'not told
+        apart' or 'cannot be made' where one of the two is not timed there.
+    """
+    lines = []
+    for section, own in seed.groupby("section"):
+        stems = rows[
+            (rows["notebook"] == own["notebook"].iloc[0])
+            & (rows["dtype"] == own["dtype"].iloc[0])
+            & (rows["clock"] == "host")
+        ]
+        for one, other in combinations(own.to_dict("records"), 2):
+            fast, slow = sorted((one, other), key=lambda line: line["milliseconds"])
+            then = slow["milliseconds"] / fast["milliseconds"]
+            here = _at_the_sizes_of(stems, fast)
+            for (machine, device), group in here.groupby(["machine", "device"], sort=False):
+                verdict, now = _verdict(group, fast["method"], slow["method"])
+                lines.append(
+                    {"section": section, "faster in 2020": fast["method"]}
+                    | {"slower": slow["method"], "ratio then": format_figures(then)}
+                    | {"machine": machine, "device": device, "ratio now": now, "verdict": verdict}
+                )
+    columns = ["section", "faster in 2020", "slower", "ratio then", "machine", "device"]
+    return pd.DataFrame(lines, columns=[*columns, "ratio now", "verdict"]).set_index("section")
+
+
+def _at_the_sizes_of(rows: pd.DataFrame, line: dict) -> pd.DataFrame:
+    """The rows that were measured at the sizes of a line of the seed."""
+    sizes = ("batch_size", "out_features", "in_features")
+    return rows[(rows[list(sizes)] == pd.Series({n: line[n] for n in sizes})).all(axis=1)]
+
+
+def _verdict(group: pd.DataFrame, fast: str, slow: str) -> tuple[str, str]:
+    """Whether the order of 2020 holds, as far as the noise of the rows lets us say."""
+    states = group.groupby("method")["state"].first()
+    if not {fast, slow} <= set(states[states == "timed"].index):
+        return "cannot be made", ""
+    table = summarize(group, baseline=fast)
+    now = format_figures(table.loc[slow, "ratio"])
+    if not stands(table, slow):
+        return "not told apart", now
+    return ("order kept" if table.loc[slow, "ratio"] > 1 else "order reversed"), now

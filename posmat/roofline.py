@@ -1,0 +1,176 @@
+"""Growth and roofs: rows of many sizes -> rates, exponents, and what limits each. Needs no torch.
+
+A roofline says how fast a product can be at the best: as fast as the processor multiplies, or as
+fast as memory brings the operands, whichever is slower. Both are measured in the same run, as rows
+with the axis "roof": the methods "int8 peak" and "float32 peak" are large GEMMs, "copy" copies
+`bytes` of memory. Of these the fastest block counts: a roof is the best that a machine gives. Rows
+with the axis "least" are products of one number by one: what a call costs before it computes
+anything.
+"""
+
+import numpy as np
+import pandas as pd
+
+from posmat.summary import is_control
+
+SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
+INT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "float32 peak", "copy"
+FLOAT32_LAYER = "float32 layer"
+GEMMS = {"one_sided_product": 2, "positive_matrix_product": 3}  # where it is not 1
+LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
+
+
+def least_bytes(rows: pd.DataFrame) -> pd.Series:
+    """The bytes that a product has to move: operands read once, results written once.
+
+    int8 operands and a result of 4 bytes; for the float32 layer 4 bytes each.
+    """
+    M, N, K = (rows[name].astype("Float64") for name in SIZES.values())
+    width = np.where(rows["method"] == FLOAT32_LAYER, 4, 1)
+    return (width * (M * K + N * K) + 4 * M * N).astype("Int64")
+
+
+def rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per method and size: its median time, its rate, and what limits it.
+
+    Returns:
+        The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
+        (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
+        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the limit that asks for most: launch,
+        memory or compute; none, where all of them leave over nine tenths of the time unexplained)
+        and `share`, what that limit explains of the time.
+    """
+    timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
+    timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
+    keys = ["method", "axis", *SIZES.values(), "bytes"]
+    table = timed.groupby(keys, sort=False)["seconds"].median().astype(float).reset_index()
+    work = table[list(SIZES.values())].astype(float).prod(axis=1)
+    table["work"] = work
+    table["gmacs"] = work / table["seconds"] / 1e9
+    table["intensity"] = 2 * work / table["bytes"].astype(float)
+    roofs = measured_roofs(rows)
+    table["launch_s"] = table["method"].map(roofs.launch_s).astype(float)
+    table["memory_s"] = [float(n) / roofs.bandwidth(float(n)) for n in table["bytes"]]
+    gemms = table["method"].map(GEMMS).fillna(1)
+    peak = table["method"].map(roofs.peak_gmacs).astype(float)
+    table["compute_s"] = gemms * work / peak / 1e9
+    limits = table[["launch_s", "memory_s", "compute_s"]]
+    table["share"] = limits.max(axis=1) / table["seconds"]
+    bound = limits.idxmax(axis=1).str.removesuffix("_s")
+    table["bound"] = bound.where(table["share"] >= LEAST_SHARE, "none")
+    return table
+
+
+class Roofs:
+    """What a run measured of its machine.
+
+    int8_gmacs, float32_gmacs: 10⁹ multiply-accumulates per second of a large GEMM; int8_gmacs is
+        None where the machine has no int8 GEMM that is exact.
+    copies: bytes moved by a copy and bytes per second, from the smallest to the largest.
+    launch_s: seconds of a call that computes one number, by method.
+    """
+
+    def __init__(self, rows: pd.DataFrame):
+        timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
+        roof = timed[timed["axis"] == "roof"]
+        self.int8_gmacs = _best_rate(roof[roof["method"] == INT8_PEAK])
+        self.float32_gmacs = _best_rate(roof[roof["method"] == FLOAT32_PEAK])
+        copy = roof[roof["method"] == COPY]
+        seconds = copy.groupby("bytes")["seconds"].min().astype(float).sort_index()
+        self.copies = [(float(n), float(n) / s) for n, s in seconds.items()]
+        least = timed[timed["axis"] == "least"]
+        self.launch_s = least.groupby("method")["seconds"].median().astype(float).to_dict()
+
+    def peak_gmacs(self, method: str) -> float:
+        """The rate of multiplications that a method can hope for."""
+        if method == FLOAT32_LAYER or self.int8_gmacs is None:
+            return self.float32_gmacs
+        return self.int8_gmacs
+
+    def bandwidth(self, moved: float) -> float:
+        """Bytes per second of a copy that moves as much: a small one stays in a cache."""
+        return next((rate for size, rate in self.copies if size >= moved), self.copies[-1][1])
+
+
+def measured_roofs(rows: pd.DataFrame) -> Roofs:
+    """The roofs among rows.
+
+    Raises:
+        ValueError: there is no large float32 GEMM or no copy among them.
+    """
+    roofs = Roofs(rows)
+    if roofs.float32_gmacs is None or not roofs.copies:
+        raise ValueError(
+            f"the rows have no roof: time {FLOAT32_PEAK!r} and {COPY!r} with the axis 'roof'."
+        )
+    return roofs
+
+
+def along(table: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The lines of a table of rates along one axis, the centre among them, the smallest first."""
+    return table[table["axis"].isin([axis, "centre"])].sort_values(SIZES[axis], kind="stable")
+
+
+def exponents(table: pd.DataFrame) -> pd.DataFrame:
+    """How the time of each method grows along each axis: as the size to the power of what?
+
+    Args:
+        table: what `rates` gave.
+
+    Returns:
+        By method and axis: `exponent`, the slope of log time over log size by least squares; its
+        spread, `low` and `high`, the smallest and largest slope between neighbours; `last`, the
+        slope between the two largest sizes; and `decades`, how far the sizes reach. Blank where
+        there is one size only.
+    """
+    lines = []
+    for method in table["method"].unique():
+        for axis in SIZES:
+            own = along(table[table["method"] == method], axis)
+            size = np.log10(own[SIZES[axis]].astype(float).to_numpy())
+            seconds = np.log10(own["seconds"].to_numpy())
+            line = {"method": method, "axis": axis, "sizes": len(own)}
+            if len(own) > 1:
+                slopes = np.diff(seconds) / np.diff(size)
+                line |= {
+                    "decades": size[-1] - size[0],
+                    "exponent": float(np.polyfit(size, seconds, 1)[0]),
+                    "low": slopes.min(),
+                    "high": slopes.max(),
+                    "last": slopes[-1],
+                }
+            lines.append(line)
+    columns = ["method", "axis", "sizes", "decades", "exponent", "low", "high", "last"]
+    return pd.DataFrame(lines, columns=columns).set_index(["method", "axis"])
+
+
+def turning_points(table: pd.DataFrame) -> pd.DataFrame:
+    """What limits each method along each axis, in words, from the smallest size to the largest.
+
+    Args:
+        table: what `rates` gave.
+
+    Returns:
+        A frame by method with a column for each axis: "launch to 4, memory to 16, compute".
+    """
+    words = {}
+    for method in table["method"].unique():
+        for axis in SIZES:
+            own = along(table[table["method"] == method], axis)
+            lengths, bounds = own[SIZES[axis]].tolist(), own["bound"].tolist()
+            ends = [i for i in range(len(bounds)) if bounds[i : i + 1] != bounds[i + 1 : i + 2]]
+            parts = [
+                bounds[i] if i == len(bounds) - 1 else f"{bounds[i]} to {lengths[i]:,}"
+                for i in ends
+            ]
+            words[method, axis] = ", ".join(parts)
+    frame = pd.Series(words).unstack()
+    return frame.reindex(index=list(table["method"].unique()), columns=list(SIZES))
+
+
+def _best_rate(rows: pd.DataFrame) -> float | None:
+    """The best rate over the sizes, in 10⁹ multiply-accumulates per second."""
+    if rows.empty:
+        return None
+    best = rows.groupby(list(SIZES.values()))["seconds"].min().astype(float)
+    return max(float(np.prod(size)) / seconds / 1e9 for size, seconds in best.items())

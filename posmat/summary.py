@@ -1,0 +1,275 @@
+"""Summaries: rows -> tables. Frames in, frames and sentences out; needs no torch.
+
+A ratio is paired: within a round the method's block is divided by the baseline's, and the median
+over the rounds is taken, so that a machine which slows down for a while slows both. With one run
+its interval is a paired bootstrap over the rounds; with several fresh kernels it is the range over
+them, which is two to three times wider and the honest one to print.
+"""
+
+import numpy as np
+import pandas as pd
+
+AGAIN = " (again)"  # the first control: the baseline a second time, whose ratio is the noise floor
+FLOOR = "one-element call"  # the second: what calling and launching alone costs
+
+_RESAMPLES = 2000
+
+
+def is_control(method: str) -> bool:
+    """Whether a row's method is one of the two controls that every table has."""
+    return method.endswith(AGAIN) or method == FLOOR
+
+
+def baseline_of(rows: pd.DataFrame) -> str:
+    """The baseline of rows, told by its control, the same method timed again.
+
+    Raises:
+        ValueError: the rows have no such control.
+    """
+    for method in rows["method"].unique():
+        if method.endswith(AGAIN):
+            return method.removesuffix(AGAIN)
+    raise ValueError("the rows have no baseline: name one when you call time_methods.")
+
+
+def summarize(
+    rows: pd.DataFrame, baseline: str | None = None, by: list[str] | None = None
+) -> pd.DataFrame:
+    """One line per method: median, quartiles and minimum, and the ratio to the baseline.
+
+    Args:
+        rows: what `time_methods` gave, of one run or of several.
+        baseline: the method whose time is 1; the default is the one that was timed again.
+        by: columns that set groups of rows apart, each with its own baseline (clock, a size).
+
+    Returns:
+        A frame indexed by `by` and method, in the order of the rows. Times are in seconds. `ratio`
+        is the method's time over the baseline's, with `ratio_low` and `ratio_high`: a 95 %
+        bootstrap interval where `runs` is 1, the smallest and the largest run's where it is more.
+
+    Raises:
+        ValueError: the baseline is not among the methods, or a timed row has no time above 0.
+    """
+    by = list(by or [])
+    check_rows(rows)
+    baseline = baseline or baseline_of(rows)
+    if baseline not in set(rows["method"]):
+        raise ValueError(
+            f"baseline={baseline!r} is not among the methods: {', '.join(rows['method'].unique())}."
+        )
+    lines = []
+    groups = rows.groupby(by, sort=False, dropna=False) if by else [((), rows)]
+    for key, group in groups:
+        base = group[group["method"] == baseline]
+        for method, own in group.groupby("method", sort=False):
+            lines.append(
+                {**dict(zip(by, key, strict=True)), "method": method, **_line(own, base)}
+                | {"baseline": baseline}
+            )
+    return pd.DataFrame(lines).convert_dtypes().set_index([*by, "method"])
+
+
+def check_rows(rows: pd.DataFrame) -> None:
+    """Refuse rows that cannot be summarized.
+
+    Raises:
+        ValueError: a column is missing, there is no row, or a row in the state 'timed' has no
+            time above 0.
+    """
+    needed = ["run", "method", "state", "exact", "max_error", "device", "threads", "clock"]
+    needed += ["round", "number", "seconds", "cpu_s", "first_s"]
+    missing = [name for name in needed if name not in rows.columns]
+    if missing:
+        raise ValueError(f"the rows have no column {missing[0]!r}: are they rows of time_methods?")
+    if rows.empty:
+        raise ValueError("there are no rows.")
+    seconds = pd.to_numeric(rows["seconds"], errors="coerce").astype(float)
+    bad = (rows["state"] == "timed") & ~(seconds > 0)
+    if bad.any():
+        place = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"row {place + 1} ({rows['method'].iloc[place]}) is in the state 'timed' with the time "
+            f"{rows['seconds'].iloc[place]!r}: seconds must be a number above 0."
+        )
+
+
+def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median milliseconds of each method by clock, and how far the seed's wall clock was off.
+
+    Rows of `time_methods` and of `time_as_seed`, one under the other; `calls` are those of the
+    seed's loop, and blank for a method that the seed did not time.
+    """
+    timed = rows[rows["state"] == "timed"]
+    medians = timed.groupby(["method", "clock"], sort=False)["seconds"].median().astype(float)
+    beside = 1e3 * medians.unstack("clock").reindex(timed["method"].unique())
+    shown = beside.add_suffix(" [ms]")
+    wall = "seed (wall)"
+    if wall in beside:
+        shown[f"{wall} / host"] = beside[wall] / beside["host"]
+    shown = shown.map(format_figures)
+    if wall in beside:
+        calls = timed[timed["clock"] == wall].groupby("method")["number"].first()
+        shown["calls"] = [str(calls[name]) if name in calls.index else "" for name in shown.index]
+    return shown.rename_axis("method").rename_axis(None, axis=1)
+
+
+def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is shown: times in milliseconds to three figures, the unit in the name."""
+    shown = pd.DataFrame(index=table.index)
+    shown["state"] = table["state"]
+    for name in ("exact", "max_error"):
+        if table[name].notna().any():
+            shown[name] = table[name]
+    for name in ("median", "q25", "q75", "first"):
+        shown[f"{name}_ms"] = _column([1e3 * value for value in table[name]], table.index)
+    for name in ("ratio", "ratio_low", "ratio_high"):
+        shown[name] = _column(table[name], table.index)
+    shown["rounds"] = table["rounds"]
+    shown["runs"] = table["runs"]
+    if (table["warnings"] != "").any():
+        shown["warnings"] = table["warnings"]
+    return shown
+
+
+def tell_ratio(table: pd.DataFrame, method: str) -> str:
+    """A ratio as words that claim no more than was measured.
+
+    Several runs: the range over them, and whether it leaves out 1 by more than the control's range
+    does. One run: the interval, and the words 'in one run'.
+    """
+    line = table.loc[method]
+    if line["state"] != "timed":
+        return f"no time, being {line['state']}"
+    if pd.isna(line["ratio"]):
+        return f"{format_figures(1e3 * line['median'])} ms ({line['baseline']} has no time here)"
+    ratio, low, high = line["ratio"], line["ratio_low"], line["ratio_high"]
+    value = f"{format_figures(ratio)} times the time of {line['baseline']}"
+    if line["runs"] > 1:
+        spread = (
+            f"{format_figures(low)} to {format_figures(high)} over {line['runs']} fresh kernels"
+        )
+    else:
+        spread = f"95 % interval {format_figures(low)} to {format_figures(high)} in one run"
+    verdict = "" if stands(table, method) else ", which is not told apart from the noise"
+    return f"{value} ({spread}{verdict})"
+
+
+def stands(table: pd.DataFrame, method: str) -> bool:
+    """Whether a method's ratio is told apart from 1 by more than the noise.
+
+    Its range must leave out 1, and by more than the range of the control, the baseline timed a
+    second time, strays from 1.
+    """
+    line = table.loc[method]
+    if pd.isna(line["ratio"]):
+        return False
+    floor = 0.0
+    for control in (name for name in table.index if str(name).endswith(AGAIN)):
+        again, once = table.loc[control], table.loc[control.removesuffix(AGAIN)]
+        if again["state"] == once["state"] == "timed":
+            # Both over the same baseline, so over each other they are the control's own ratio.
+            ends = (again["ratio_low"] / once["ratio"], again["ratio_high"] / once["ratio"])
+            floor = max(abs(end - 1) for end in ends)
+    return bool(line["ratio_low"] > 1 + floor or line["ratio_high"] < 1 / (1 + floor))
+
+
+def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
+    """What one method's rows come to."""
+    state = own["state"].iloc[0]
+    exact = own["exact"].dropna()
+    error = own["max_error"].dropna()
+    timed = own[own["state"] == "timed"]
+    facts = {
+        "state": state,
+        "exact": bool(exact.all()) if len(exact) else None,
+        "max_error": error.max() if len(error) else None,
+        "runs": own["run"].nunique(),
+        "rounds": len(timed),
+    }
+    names = ("number", "median", "q25", "q75", "min", "first", "disturbed")
+    ratios = ("ratio", "ratio_low", "ratio_high", "ratio_min")
+    if timed.empty:
+        return facts | dict.fromkeys((*names, *ratios)) | {"warnings": ""}
+    seconds = timed["seconds"].astype(float)
+    disturbed = _disturbed(timed)
+    facts |= {
+        "number": int(timed["number"].median()),
+        "median": seconds.median(),
+        "q25": seconds.quantile(0.25),
+        "q75": seconds.quantile(0.75),
+        "min": seconds.min(),
+        "first": timed.groupby("run")["first_s"].first().astype(float).median(),
+        "disturbed": disturbed,
+    }
+    return facts | _ratio(timed, base) | {"warnings": ", ".join(_warnings(timed, facts))}
+
+
+def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> dict:
+    """The paired ratio, its range, and the ratio of the minima as a second opinion."""
+    pairs = own.merge(base, on=["run", "round"], suffixes=("", "_base"))
+    if pairs.empty or not (pairs["state_base"] == "timed").all():
+        return dict.fromkeys(("ratio", "ratio_low", "ratio_high", "ratio_min"))
+    pairs["paired"] = pairs["seconds"].astype(float) / pairs["seconds_base"].astype(float)
+    by_run = pairs.groupby("run")["paired"].median()
+    if len(by_run) > 1:
+        low, high = by_run.min(), by_run.max()
+    else:
+        values = pairs["paired"].to_numpy()
+        drawn = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values)))
+        low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    smallest = own.groupby("run")["seconds"].min() / base.groupby("run")["seconds"].min()
+    return {
+        "ratio": float(by_run.median()),
+        "ratio_low": float(low),
+        "ratio_high": float(high),
+        "ratio_min": float(smallest.median()),
+    }
+
+
+def _disturbed(timed: pd.DataFrame) -> float | None:
+    """The share of blocks whose wall time is over 1.05 of their processor time (CPU, one thread).
+
+    Something else had the processor meanwhile. With more threads, or a device to wait for, the two
+    times say nothing about each other.
+    """
+    comparable = (timed["threads"] == 1) & (timed["device"] == "cpu") & timed["cpu_s"].notna()
+    if not comparable.all():
+        return None
+    return float((timed["seconds"].astype(float) > 1.05 * timed["cpu_s"].astype(float)).mean())
+
+
+def _warnings(timed: pd.DataFrame, facts: dict) -> list[str]:
+    """What a reader should know before believing a line."""
+    found = []
+    block = (timed["seconds"].astype(float) * timed["number"].astype(float)).median()
+    if block < 1e-3 and (timed["clock"] == "host").all():
+        found.append("short")
+    if facts["q75"] - facts["q25"] > 0.1 * facts["median"]:
+        found.append("noisy")
+    for _, run in timed.groupby("run"):
+        third = len(run) // 3
+        ordered = run.sort_values("round")["seconds"].astype(float)
+        if third >= 5:
+            change = ordered.iloc[-third:].median() / ordered.iloc[:third].median()
+            if not 1 / 1.1 < change < 1.1:
+                found.append("drifting")
+                break
+    if facts["disturbed"] is not None and facts["disturbed"] > 0.25:
+        found.append("disturbed")
+    return found
+
+
+def _column(values, index) -> pd.Series:
+    """Numbers of very different size, each as it would be written: pandas would align them all."""
+    return pd.Series([format_figures(value) for value in values], index, dtype=object)
+
+
+def format_figures(value: float | None, figures: int = 3) -> str:
+    """A number to three significant figures, as one would write it: 0.000736, 43.9, 3,280."""
+    if value is None or pd.isna(value):
+        return ""
+    value = float(value)
+    if value == 0 or not np.isfinite(value):
+        return f"{value:g}"
+    places = figures - 1 - int(np.floor(np.log10(abs(value))))
+    return f"{round(value, places):,.{max(places, 0)}f}"

@@ -1,0 +1,328 @@
+"""Timing: callables -> rows, one for each timed block.
+
+`torch.utils.benchmark.Timer` reads the clock, synchronises the device and sets the threads; this
+module decides what is called when. Every method is compared with the reference before its clock
+starts; then short blocks of all methods are interleaved, in an order drawn anew for each round, so
+that whatever disturbs the machine falls on all of them and the ratio between two methods stays.
+"""
+
+import itertools
+import math
+import random
+import statistics
+import sys
+import time
+import timeit
+from collections.abc import Callable, Collection, Mapping
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils import benchmark
+from tqdm import tqdm
+
+from posmat.problem import NotAvailable
+from posmat.summary import AGAIN, FLOOR
+
+BLOCK_S = 5e-3  # long enough to hide the clock, short enough to fall between the scheduler's slices
+WARM_UP_S = 0.2
+LONG_S = 0.05  # a call of this length or more is a block by itself, without further untimed calls
+SLOW_S = 0.5  # a method of half a second or more meets SLOW_ROUNDS rounds only
+SLOW_ROUNDS = 5
+
+
+COLUMNS = (
+    *("run", "notebook", "method", "state", "exact", "max_error", "error_bound"),
+    *("machine", "device", "processor", "torch", "dtype"),
+    *("batch_size", "out_features", "in_features", "threads", "clock", "cache"),
+    *("round", "position", "at_s", "number", "seconds", "cpu_s", "first_s", "why"),
+)
+_CANNOT = ("not implemented for", "don't support automatic differentiation")
+_CACHE = {"host": "hot", "event": "cold", "graph": "hot"}
+
+
+def time_methods(
+    methods: Mapping[str, Callable[[], object]],
+    *,
+    reference: Tensor | Mapping[str, Tensor] | None,
+    baseline: str | None = None,
+    error_bound: float | None = None,
+    time_wrong: Collection[str] = (),
+    rounds: int = 30,
+    threads: int = 1,
+    seed: int = 0,
+    clock: str | None = None,
+    timer: Callable[[], float] = benchmark.timer,
+    cpu_timer: Callable[[], float] = time.process_time,
+    **tags: object,
+) -> pd.DataFrame:
+    """Prove each method, then time all of them in interleaved blocks.
+
+    Args:
+        methods: a name and a callable of no arguments for each method.
+        reference: what every method must give, or a mapping with one for each name. An integer
+            reference asks for equality, `exact`; a floating one for a `max_error` within
+            `error_bound`. None: nothing to compare with, which leaves both blank.
+        baseline: the method that the two controls belong to; they are added when it is named.
+        error_bound: the largest error that a floating result may have.
+        time_wrong: the names of methods that are timed although they are wrong, because the
+            notebook is about that.
+        rounds: each times every method once. A method of half a second or more meets five of them.
+        threads: of PyTorch on the host, while it is timed.
+        seed: of the order in which a round times the methods.
+        clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
+            or "graph" (replay of a captured graph, hot cache). None: all that the device has, one
+            after the other, each in rows of its own.
+        timer, cpu_timer: clocks, in seconds; they are replaced in tests.
+        tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
+
+    Returns:
+        One row per timed block, and one for each method that was not timed, with its `state`:
+        'timed', 'wrong', 'not supported' or 'not available', and `why`.
+
+    Raises:
+        ValueError: the clock or the baseline is not known, or rounds or threads are not above 0.
+    """
+    if clock is None:
+        options = {"reference": reference, "baseline": baseline, "error_bound": error_bound}
+        options |= {"time_wrong": time_wrong, "rounds": rounds, "threads": threads, "seed": seed}
+        clocks = tuple(_CACHE) if str(tags.get("device")).startswith("cuda") else ("host",)
+        return pd.concat(
+            [
+                time_methods(
+                    methods, **options, clock=one, timer=timer, cpu_timer=cpu_timer, **tags
+                )
+                for one in clocks
+            ],
+            ignore_index=True,
+        ).convert_dtypes()
+    if clock not in _CACHE:
+        raise ValueError(f"clock={clock!r} is not known: give one of {', '.join(_CACHE)}.")
+    if rounds < 1 or threads < 1:
+        raise ValueError(f"rounds={rounds} and threads={threads}: both must be 1 or more.")
+    if baseline is not None and baseline not in methods:
+        raise ValueError(f"baseline={baseline!r} is not among {', '.join(methods)}.")
+    references = reference if isinstance(reference, Mapping) else dict.fromkeys(methods, reference)
+    if baseline is not None:
+        one = torch.ones(1, device=str(tags.get("device", "cpu")))
+        methods = {**methods, baseline + AGAIN: methods[baseline], FLOOR: lambda: one + one}
+        references = {**references, baseline + AGAIN: references.get(baseline), FLOOR: None}
+        time_wrong = {*time_wrong, baseline + AGAIN} if baseline in time_wrong else time_wrong
+
+    tags = {**tags, "threads": threads, "clock": clock, "cache": _CACHE[clock]}
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        proved = {
+            name: _prove(method, references.get(name), error_bound, name in time_wrong, timer)
+            for name, method in methods.items()
+        }
+        ready = {}
+        for name, method in methods.items():
+            if proved[name]["state"] != "timed":
+                continue
+            try:
+                ready[name] = _prepare(method, threads, clock, timer)
+            except NotAvailable as error:
+                proved[name] |= {"state": "not available", "why": str(error)}
+            except RuntimeError as error:
+                if clock != "graph":
+                    raise
+                reason = str(error).splitlines()[0]  # it waits for the device, say
+                proved[name] |= {"state": "not supported", "why": f"no graph of it: {reason}"}
+        blocks = _interleave(methods, ready, rounds, threads, seed, clock, timer, cpu_timer)
+    finally:
+        torch.set_num_threads(threads_before)
+
+    blocks += [{"method": name} for name in methods if name not in ready]
+    places = {name: place for place, name in enumerate(methods)}
+    blocks.sort(key=lambda block: places[block["method"]])  # stable: rounds stay in order
+    rows = [{**tags, **proved[block["method"]], **block} for block in blocks]
+    extra = [name for name in tags if name not in COLUMNS]
+    return pd.DataFrame(rows).reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
+
+
+def time_as_seed(
+    methods: Mapping[str, Callable[[], object]],
+    calls: int,
+    *,
+    reference: Tensor | Mapping[str, Tensor] | None,
+    synchronise: bool = False,
+    error_bound: float | None = None,
+    time_wrong: Collection[str] = (),
+    wall: Callable[[], float] = time.perf_counter,
+    cpu_timer: Callable[[], float] = time.process_time,
+    **tags: object,
+) -> pd.DataFrame:
+    """Time each method the way the 2020 notebook did, to show how far off that was.
+
+    One loop of `calls`, one method after the other, read with both clocks that `time.clock` stood
+    for: the process's time, which it was on Unix, and wall time, which it was on Windows. Each
+    method is proved first, as in `time_methods`; its first call is therefore not a cold one.
+
+    Args:
+        methods, reference, error_bound, time_wrong, tags: as for `time_methods`.
+        calls: in the loop. When the first takes over half a second there are five, or fewer if
+            fewer were asked for, and the row's `number` says so.
+        synchronise: wait for the device after each call, as some of the seed's cells do. Without
+            it a CUDA device may have done nothing when the clock is read.
+        wall, cpu_timer: clocks, in seconds; they are replaced in tests.
+
+    Returns:
+        Two rows for each method that was timed, with the clocks 'seed (process)' and 'seed (wall)'.
+    """
+    references = reference if isinstance(reference, Mapping) else dict.fromkeys(methods, reference)
+    wait = torch.cuda.synchronize if str(tags.get("device")) == "cuda" else lambda: None
+    rows = []
+    for name, method in methods.items():
+        facts = _prove(method, references.get(name), error_bound, name in time_wrong, wall)
+        row = {**tags, "method": name, "threads": torch.get_num_threads(), "cache": "hot", **facts}
+        if facts["state"] != "timed":
+            rows.append(row | {"clock": "seed (wall)"})
+            continue
+        wait()  # what was queued before is not this method's
+        number, start, cpu_start = 0, wall(), cpu_timer()
+        wanted = calls
+        while number < wanted:
+            method()
+            if synchronise:
+                wait()
+            number += 1
+            if number == 1 and wall() - start > 0.5:
+                wanted = min(calls, 5)
+        seconds, cpu_s = (wall() - start) / number, (cpu_timer() - cpu_start) / number
+        wait()
+        row |= {"round": 0, "position": len(rows), "number": number}
+        rows.append(row | {"clock": "seed (process)", "seconds": cpu_s})
+        rows.append(row | {"clock": "seed (wall)", "seconds": seconds})
+    extra = [name for name in tags if name not in COLUMNS]
+    return pd.DataFrame(rows).reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
+
+
+def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
+    """Call a method once, cold and alone, and compare what it gives with the reference."""
+    try:
+        start = timer()
+        result = method()
+        first_s = timer() - start
+    except NotAvailable as error:
+        return {"state": "not available", "why": str(error)}
+    except (NotImplementedError, RuntimeError) as error:
+        # PyTorch says so in either class; any other RuntimeError is a failure.
+        if isinstance(error, NotImplementedError) or any(say in str(error) for say in _CANNOT):
+            return {"state": "not supported", "why": str(error).splitlines()[0]}
+        raise
+    facts = {"state": "timed", "first_s": first_s}
+    if reference is None:
+        return facts
+    same_shape = result.shape == reference.shape
+    if reference.dtype.is_floating_point:
+        error = (result.double() - reference).abs().max().item() if same_shape else math.inf
+        facts |= {"max_error": error, "error_bound": error_bound}
+        right = error <= (math.inf if error_bound is None else error_bound)  # False for NaN
+    else:
+        # Compared as float64 where the result is floating: it holds every float32 and every
+        # integer of a reference below 2**53.
+        as_is = result.double() if result.dtype.is_floating_point else result
+        right = same_shape and bool(torch.all(as_is == reference))
+        facts["exact"] = right
+    if not right and not time_wrong:
+        facts |= {"state": "wrong", "why": "it does not give what the reference gives"}
+    return facts
+
+
+def _prepare(method, threads, clock, timer) -> tuple[int, float]:
+    """Warm a method up; find how many calls make a block of 5 ms, and how long one call takes."""
+    if clock != "host":
+        seconds, number = _device_block(method, clock)
+        return number, seconds
+    start = timer()
+    method()
+    once = timer() - start
+    if once >= LONG_S:
+        return 1, once
+    while timer() - start < WARM_UP_S:
+        method()
+    number = 1
+    while True:
+        best = min(_host_block(method, number, 0.0, threads, timer) for _ in range(3))
+        if best * number >= BLOCK_S:
+            return number, best
+        number = max(number + 1, math.ceil(1.1 * BLOCK_S / max(best, BLOCK_S / 1e7)))
+
+
+def _interleave(methods, ready, rounds, threads, seed, clock, timer, cpu_timer) -> list[dict]:
+    """Time one block of every method in every round."""
+    slow_rounds = set(range(0, rounds, math.ceil(rounds / SLOW_ROUNDS)))
+    blocks, start = [], timer()
+    orders = _orders(list(ready), rounds, random.Random(seed))
+    progress = tqdm(orders, "rounds", rounds, delay=2, leave=False, disable=not sys.stderr.isatty())
+    for index, order in enumerate(progress):
+        for position, name in enumerate(order):
+            method, (number, once) = methods[name], ready[name]
+            if once >= SLOW_S and index not in slow_rounds:
+                continue
+            at_s, cpu_s = timer() - start, None
+            if clock == "host":
+                for _ in range(number // 4):  # untimed: what the last method left in the caches
+                    method()
+                readings = []
+
+                def both(readings=readings):
+                    readings.append((timer(), cpu_timer()))
+                    return readings[-1][0]
+
+                seconds = _host_block(method, number, once, threads, both)
+                cpu_s = (readings[-1][1] - readings[-2][1]) / number
+            else:
+                seconds, number = _device_block(method, clock)
+            blocks.append(
+                {"method": name, "round": index, "position": position, "at_s": at_s}
+                | {"number": number, "seconds": seconds, "cpu_s": cpu_s}
+            )
+    return blocks
+
+
+def _orders(names: list[str], rounds: int, generator: random.Random):
+    """Yield an order of the methods for each round.
+
+    In every len(names) rounds each method stands at each position exactly once, whichever follows
+    whichever: a Latin square whose rows, columns and symbols are shuffled.
+    """
+    n = len(names)
+    square = itertools.chain.from_iterable(
+        [
+            [symbols[(column + row) % n] for column in columns]
+            for row in generator.sample(range(n), n)
+        ]
+        for symbols, columns in (
+            (generator.sample(names, n), generator.sample(range(n), n)) for _ in itertools.count()
+        )
+    )
+    return itertools.islice(square, rounds) if n else iter(())
+
+
+def _host_block(method, number, once, threads, timer) -> float:
+    """Seconds per call over one block, synchronised at both ends."""
+    if once >= LONG_S:
+        # `Timer.timeit` makes two untimed calls before each block, which would treble the cost of
+        # a method that is warm and long enough; Python's own `timeit`, inside it, makes none.
+        return timeit.timeit(method, timer=timer, number=1)
+    block = benchmark.Timer(
+        "method()", globals={"method": method}, num_threads=threads, timer=timer
+    ).timeit(number)
+    return block.raw_times[0] / number
+
+
+def _device_block(method, clock) -> tuple[float, int]:
+    """Median seconds per call on the device, and how many calls it is the median of."""
+    try:
+        from triton.testing import do_bench, do_bench_cudagraph
+    except ImportError as error:
+        raise NotAvailable(f"clock={clock!r} needs triton, which is not installed.") from error
+    rep_ms = BLOCK_S * 1e3
+    if clock == "event":
+        times = do_bench(method, warmup=1, rep=rep_ms, return_mode="all")
+    else:
+        times = do_bench_cudagraph(method, rep=rep_ms, return_mode="all")
+    return statistics.median(times) / 1e3, len(times)
