@@ -1,0 +1,366 @@
+"""Figures: the ordered list of them, and how one is drawn, named and kept.
+
+`FIGURES` is only appended to, because a figure's number is its place and its id stands in papers.
+Each is a pure function of rows, in `posmat.charts`, so that anyone can draw it again. No torch.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+from posmat.charts.machines import (
+    caption_machines,
+    caption_speedup,
+    caption_sweep,
+    machines_side_by_side,
+    speedup,
+    sweep,
+)
+from posmat.charts.multipliers import (
+    caption_cost_against_rank,
+    caption_digits_accuracy,
+    caption_error_tables,
+    caption_fibonacci_codes,
+    caption_fibonacci_rounding,
+    caption_output_error,
+    cost_against_rank,
+    digits_accuracy,
+    error_tables,
+    fibonacci_codes,
+    fibonacci_rounding,
+    inexact_times,
+    output_error,
+)
+from posmat.charts.scaling import caption_of_sizes, roofline, scaling
+from posmat.charts.style import STYLE, Chart, summary_of
+from posmat.charts.times import (
+    caption_of_times,
+    caption_then_and_now,
+    then_and_now,
+    time_per_method,
+    words_of_times,
+)
+from posmat.records import replacing, rows_hash
+from posmat.summary import tell_ratio
+
+ROWS = "{stem}.csv"  # the timed blocks of one run
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure of the list: its id, the notebook it belongs to, what it reads, how it is drawn.
+
+    The id stands in file names and papers and never changes.
+
+    `reads` names the files that the figure is drawn from, one pattern for each frame that `draw`,
+    `caption`, `finding` and `alt` are given, in that order:
+
+        ("{stem}.csv",)                         the rows of one run; the default
+        ("{stem}.memory.csv",)                  its frame `memory` in their place
+        ("{stem}.csv", "{stem}.roofs.csv")      both: draw(rows, roofs, title)
+        ("0[1-6]_*.csv", "/seed.csv")           rows of several notebooks, and data/seed.csv
+        ("/*/*/06_gemm_formulations.csv",)      the rows of every machine
+
+    A pattern is looked for in data/<machine>/<device>/, or below data/ where it begins with '/'.
+    What a pattern with a '*' finds is put one below the other into one frame; its columns
+    `machine`, `device` and `notebook` tell what came from where.
+
+    With `{stem}` the figure is drawn for each run and variant of its notebook; without, once for
+    each machine and device; and where every pattern begins with '/', once for all the published
+    machines (`<id>-published-all`), and once more with the user's own runs beside them
+    (`<id>-local-all`).
+    """
+
+    id: str
+    notebook: str
+    title: str
+    draw: Callable[..., Chart]  # (*frames, title) -> figure
+    caption: Callable[..., str]  # (*frames) -> what was asked, where measured, what the marks are
+    reads: tuple[str, ...] = (ROWS,)
+    at_least: int = 1  # files that each pattern must find, or there is nothing to draw
+    finding: Callable[..., str] | None = None  # (*frames) -> what the figure shows, in a sentence
+    alt: Callable[..., str] | None = None  # (*frames) -> it in words, for who cannot see it
+
+    def in_words(self, *frames: pd.DataFrame) -> str:
+        """What the figure shows, in words: `alt`, or the medians of times, or the caption."""
+        default = words_of_times if self.draw is time_per_method else self.caption
+        return (self.alt or default)(*frames)
+
+
+def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
+    """Draw a figure of the list from its frames: the rows, or what its `reads` names.
+
+    Raises:
+        KeyError: no figure of the list has this id.
+    """
+    spec = find_figure(figure_id)
+    with matplotlib.rc_context(STYLE):
+        figure = spec.draw(*frames, spec.title)
+    figure.caption = spec.caption(*frames)
+    return figure
+
+
+def find_figure(figure_id: str) -> FigureSpec:
+    """The entry of the list with this id.
+
+    Raises:
+        KeyError: there is none; near ids are suggested.
+    """
+    import difflib
+
+    ids = [spec.id for spec in FIGURES]
+    if figure_id in ids:
+        return FIGURES[ids.index(figure_id)]
+    near = difflib.get_close_matches(figure_id, ids, n=3, cutoff=0.4) or ids
+    raise KeyError(f"no figure has the id {figure_id!r}: did you mean {' or '.join(near)}?")
+
+
+def figure_number(figure_id: str) -> int:
+    """A figure's number: its place in the list, from 1."""
+    return FIGURES.index(find_figure(figure_id)) + 1
+
+
+def save_figure(
+    figure: Chart, figure_id: str, rows: pd.DataFrame, digest: str, folder: Path, suffix: str
+) -> None:
+    """Write a figure of one run beside the files of that run, where a notebook keeps it.
+
+    `digest` is that of the rows. A figure that reads other files of the run takes their digest
+    from `folder`, and one that reads other runs is left to `posmat draw`, which alone sees them.
+    """
+    spec = find_figure(figure_id)
+    if not all("{stem}" in pattern for pattern in spec.reads):
+        return
+    if spec.reads != (ROWS,):
+        stem = _stem_of(folder)
+        digest = rows_digest(folder / pattern.format(stem=stem) for pattern in spec.reads)
+    figure.caption = figure.caption or spec.caption(rows)
+    write_figure(figure, figure_id, digest, folder, suffix)
+
+
+def write_figure(figure: Chart, figure_id: str, digest: str, folder: Path, suffix: str) -> None:
+    """Write a figure as .svg, .pdf and .png, with id, caption and the rows' sha256 inside.
+
+    The same rows give the same bytes under the same matplotlib: no date, no random id.
+    """
+    title, caption = f"posmat: {find_figure(figure_id).title}", figure.caption
+    source = f"rows sha256 {digest}"
+    metadata = {
+        "svg": {"Title": title, "Description": caption, "Identifier": figure_id}
+        | {"Source": source, "Date": None},
+        "pdf": {"Title": title, "Subject": caption, "Keywords": f"{figure_id}; {source}"}
+        | {"CreationDate": None},
+        "png": {"Title": title, "Description": caption, "Source": source}
+        | {"Identifier": figure_id},
+    }
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
+        figure.draw_without_rendering()  # lays it out, once for the three
+        figure.set_layout_engine("none")
+        for kind, facts in metadata.items():
+            with replacing(folder / f"{figure_id}{suffix}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, metadata=facts)
+
+
+def rows_digest(files: Iterable[Path]) -> str:
+    """The sha256 that a figure carries: that of its file, or of the list of its files' sha256."""
+    digests = [rows_hash(path) for path in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _stem_of(folder: Path) -> str:
+    """The stem of the run whose rows a staging folder holds: the shortest of its names."""
+    return min((path.name.removesuffix(".csv") for path in folder.glob("*.csv")), key=len)
+
+
+def _finding_matvec(rows: pd.DataFrame) -> str:
+    said = tell_ratio(summary_of(rows), "W * x")
+    return f"In {rows['dtype'].iloc[0]} the element-wise product takes {said}."
+
+
+def _finding_positive(rows: pd.DataFrame) -> str:
+    table = summary_of(rows)
+    whole, blocks = "sign-magnitude, whole", "sign-magnitude, in blocks"
+    exact = bool(table.loc[[whole, blocks], "exact"].fillna(False).all())
+    return (
+        f"The sign-magnitude form gives the layer's numbers {'exactly' if exact else 'wrongly'}. "
+        "Written as the 2020 notebook wrote it, with every partial product in memory at once, it "
+        f"takes {tell_ratio(table, whole)}; in blocks that stay in the cache, "
+        f"{tell_ratio(table, blocks)}."
+    )
+
+
+def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the seed's whole form, which notebook 06 times apart."""
+    return rows[rows["part"] == "formulations"]
+
+
+_ask_gemm_formulations = caption_of_times(
+    "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM."
+)
+
+
+FIGURES: list[FigureSpec] = [
+    FigureSpec(
+        "matvec-vs-elementwise",
+        "01_matvec_vs_elementwise",
+        "Matrix-vector and element-wise product",
+        time_per_method,
+        caption_of_times(
+            "A matrix-vector product beside the element-wise product that is its first half."
+        ),
+        finding=_finding_matvec,
+    ),
+    FigureSpec(
+        "positive-matrix-product",
+        "05_positive_matrix_product",
+        "The positive matrix product",
+        time_per_method,
+        caption_of_times(
+            "The sign-magnitude form of a fully connected layer beside the layer itself."
+        ),
+        finding=_finding_positive,
+    ),
+    FigureSpec(
+        "linear-vs-manual",
+        "02_linear_vs_manual",
+        "A fully connected layer and the same by hand",
+        time_per_method,
+        caption_of_times("A fully connected layer beside the same product written by hand."),
+    ),
+    FigureSpec(
+        "sign-matrix",
+        "03_sign_matrix",
+        "The matrix of signs",
+        time_per_method,
+        caption_of_times("The signs of all partial products, from signs and from shifts."),
+    ),
+    FigureSpec(
+        "magnitude",
+        "04_magnitude",
+        "The magnitude of int8 numbers",
+        time_per_method,
+        caption_of_times("The magnitude of an input and of the weights, three ways."),
+    ),
+    FigureSpec(
+        "then-and-now",
+        "10_summary",
+        "Then and now",
+        then_and_now,
+        caption_then_and_now,
+    ),
+    FigureSpec(
+        "fibonacci-codes",
+        "08_fibonacci_magnitudes",
+        "Fibonacci codes on the number line",
+        fibonacci_codes,
+        caption_fibonacci_codes,
+        reads=("{stem}.codes.csv",),
+    ),
+    FigureSpec(
+        "fibonacci-rounding",
+        "08_fibonacci_magnitudes",
+        "What rounding to Fibonacci codes loses",
+        fibonacci_rounding,
+        caption_fibonacci_rounding,
+        reads=("{stem}.rounding.csv",),
+    ),
+    FigureSpec(
+        "inexact-multipliers",
+        "09_inexact_multipliers",
+        "A layer under inexact multipliers",
+        inexact_times,
+        caption_of_times("A fully connected layer whose multiplications are inexact, bit for bit."),
+    ),
+    FigureSpec(
+        "error-tables",
+        "09_inexact_multipliers",
+        "Errors of inexact multipliers",
+        error_tables,
+        caption_error_tables,
+        reads=("{stem}.errors.csv",),
+    ),
+    FigureSpec(
+        "cost-against-rank",
+        "09_inexact_multipliers",
+        "Cost against rank",
+        cost_against_rank,
+        caption_cost_against_rank,
+    ),
+    FigureSpec(
+        "output-error",
+        "09_inexact_multipliers",
+        "The error of a layer's outputs",
+        output_error,
+        caption_output_error,
+        reads=("{stem}.outputs.csv",),
+    ),
+    FigureSpec(
+        "digits-accuracy",
+        "09_inexact_multipliers",
+        "Digits under inexact multipliers",
+        digits_accuracy,
+        caption_digits_accuracy,
+        reads=("{stem}.digits.csv",),
+    ),
+    FigureSpec(
+        "gemm-formulations",
+        "06_gemm_formulations",
+        "The same product as GEMMs",
+        lambda rows, title: time_per_method(_formulations(rows), title),
+        lambda rows: _ask_gemm_formulations(_formulations(rows)),
+    ),
+    FigureSpec(
+        "scaling",
+        "07_scaling",
+        "How the cost grows with M, N and K",
+        scaling,
+        caption_of_sizes(
+            "Time per call and rate of every method while one of M, N and K is varied; the ring "
+            "marks the size that the three have in common. A rate counts the M·N·K "
+            "multiply-accumulates of the product, however many a method does."
+        ),
+    ),
+    FigureSpec(
+        "roofline",
+        "07_scaling",
+        "Under the roof of the machine",
+        roofline,
+        caption_of_sizes(
+            "The rate of every method and size over its arithmetic intensity, below what the same "
+            "run measured as peaks, with large GEMMs, and as bandwidths, with copies. Points "
+            "above the solid slope had their operands in a cache. A rate counts the 2·M·N·K "
+            "FLOPs of the product, however many a method does."
+        ),
+    ),
+    FigureSpec(
+        "gemm-speedup",
+        "06_gemm_formulations",
+        "Speedup of the GEMM forms",
+        lambda rows, title: speedup(_formulations(rows), title),
+        lambda rows: caption_speedup(_formulations(rows)),
+    ),
+    FigureSpec(
+        "machines-side-by-side",
+        "05_positive_matrix_product",
+        "Machines side by side",
+        machines_side_by_side,
+        caption_machines,
+        reads=("/*/*/05_positive_matrix_product.csv",),
+        at_least=2,
+    ),
+    FigureSpec(
+        "positive-matrix-product-sweep",
+        "05_positive_matrix_product",
+        "The positive matrix product, swept",
+        sweep,
+        caption_sweep,
+        reads=("05_positive_matrix_product*.csv",),
+        at_least=2,
+    ),
+]
