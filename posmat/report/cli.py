@@ -1,0 +1,320 @@
+"""The command `posmat`: what a person types, checked, and what went wrong in one sentence."""
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+from posmat.records import ALL_DEVICES, LOCAL, QUICK, RecordError, project_root
+from posmat.report.parameters import UsageError
+from posmat.report.verbs import add_verbs, redraw
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 a failure, 2 a wrong use."""
+    parser = _parser()
+    asked = parser.parse_args(words)
+    try:
+        return asked.run(asked)
+    except UsageError as error:
+        print(f"posmat: {error}", file=sys.stderr)
+        return WRONG_USE
+    except (RecordError, KeyError) as error:
+        print(f"posmat: {error.args[0]}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("posmat: interrupted before anything was run.", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="posmat", description="The positive matrix product: run the notebooks, keep the rows."
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    _add_report(verbs)
+    _add_worker(verbs)
+    add_verbs(verbs, _root)
+    return parser
+
+
+def _add_report(verbs) -> None:
+    report = verbs.add_parser(
+        "report",
+        help="run notebooks and keep their rows, tables and figures",
+        description="Run notebooks headless; each goes into data/ and reports/ when it succeeded. "
+        "One that is up to date is not run again.",
+    )
+    report.add_argument(
+        "notebooks", nargs="*", metavar="NOTEBOOK", help="a number (05) or a name; default: all"
+    )
+    report.add_argument(
+        "--device",
+        choices=["cpu", "cuda", "all"],
+        default="all",
+        help="all: the CPU, and CUDA where there is a device (default)",
+    )
+    report.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of the notebook (see --parameters); NAME=A,B,C is a grid, a run for "
+        "each. A comma that belongs to the value is written '\\,', except where the default has "
+        "one; giving -p again adds values",
+    )
+    report.add_argument(
+        "--parameters", dest="show_parameters", action="store_true", help="list them, run nothing"
+    )
+    report.add_argument(
+        "--machine",
+        default=LOCAL,
+        metavar="NAME",
+        help="publish under this name; without it the run is your own (local) and git ignores it",
+    )
+    report.add_argument(
+        "--quick", action="store_true", help="small sizes, into folders of their own (quick)"
+    )
+    report.add_argument(
+        "--runs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="repeat each notebook in N fresh kernels and pool their rows",
+    )
+    report.add_argument("--force", action="store_true", help="run what is up to date, too")
+    report.add_argument(
+        "--cell-timeout", type=int, metavar="SECONDS", help="a cell that takes longer is a failure"
+    )
+    report.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of this dask scheduler (tcp://host:8786), under their names",
+    )
+    report.add_argument(
+        "--every-machine",
+        action="store_true",
+        help="with --scheduler: each job once on every machine that has its device",
+    )
+    report.add_argument("--quiet", action="store_true", help="tell failures and the last line only")
+    report.set_defaults(run=_report)
+
+
+def _report(asked: argparse.Namespace) -> int:
+    from posmat.report import runner  # papermill takes half a second to load
+    from posmat.report.parameters import table_of
+    from posmat.report.progress import Progress
+    from posmat.report.signals import stoppable
+
+    root = _root()
+    machine = QUICK if asked.quick else asked.machine
+    _check_name(asked.machine)
+    if asked.quick and asked.machine != LOCAL:
+        raise UsageError("--quick runs are not published: give --machine or --quick, not both.")
+    if asked.runs < 1:
+        raise UsageError(f"--runs {asked.runs}: give a whole number above 0.")
+    if asked.cell_timeout is not None and asked.cell_timeout < 1:
+        raise UsageError(f"--cell-timeout {asked.cell_timeout}: give a number of seconds above 0.")
+    given = [_pair(text) for text in asked.parameters]
+    _check_cluster(asked)
+    notebooks = runner.find_notebooks(root / "notebooks", asked.notebooks)
+    if asked.show_parameters:
+        print("\n\n".join(table_of(notebook) for notebook in notebooks))
+        return DONE
+
+    def plan(devices: list[str]) -> list:
+        return runner.plan(notebooks, devices, machine, given, asked.runs, asked.cell_timeout)
+
+    progress = Progress(asked.quiet)
+    with stoppable():
+        if asked.scheduler:
+            outcomes = _run_on_cluster(asked, plan, root, progress)
+        else:
+            jobs = plan(runner.devices_asked(asked.device))
+            jobs = runner.without_absent_cuda(jobs, root, asked.device, asked.force)
+            outcomes = _run_all(jobs, root, asked.force, progress)
+    return _conclude(outcomes, root, asked.quiet)
+
+
+def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
+    """Draw what is new, say what became of the jobs, and return the exit code."""
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if not quiet:
+        _print_table(outcomes)
+    stopped = any(outcome.stopped or outcome.state == "not started" for outcome in outcomes)
+    for machine in sorted({one.job.machine for one in outcomes if one.state == "done"}):
+        if not stopped:
+            _draw_what_is_new(root, machine, quiet)
+    counts = [f"{_count(outcomes, state)} {state}" for state in ("done", "failed", "skipped")]
+    if left := _count(outcomes, "not started"):
+        counts.append(f"{left} not started")
+    paths = [str(outcome.path) for outcome in failed or outcomes]
+    print(f"{', '.join(counts)}. Look at {os.path.commonpath(paths)}")
+    return FAILED if failed or left else DONE
+
+
+def _run_all(jobs: list, root: Path, force: bool, progress) -> list:
+    """Run jobs one after the other; after a signal the rest is not started."""
+    from posmat.report import runner
+
+    outcomes = []
+    for number, job in enumerate(jobs, 1):
+        label = f"[{number}/{len(jobs)}] {job.title} ({job.machine})"
+        try:
+            outcome = runner.run_job(job, root, force=force, label=label, progress=progress)
+        except KeyboardInterrupt as error:
+            progress.say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
+            break
+        outcomes.append(outcome)
+        if outcome.message:
+            progress.say(f"posmat: {outcome.message}", always=True)
+        if outcome.stopped:
+            break
+    return outcomes + [
+        runner.Outcome(job, "not started", 0.0, root / "reports" / job.machine / job.device)
+        for job in jobs[len(outcomes) :]
+    ]
+
+
+def _check_cluster(asked: argparse.Namespace) -> None:
+    if asked.every_machine and not asked.scheduler:
+        raise UsageError("--every-machine needs --scheduler ADDRESS: which machines, otherwise?")
+    if asked.scheduler and asked.machine != LOCAL:
+        raise UsageError(
+            "--machine and --scheduler exclude each other: workers have names of their own, "
+            "given with 'posmat worker ADDRESS --machine NAME'."
+        )
+    if asked.every_machine and asked.quick:
+        raise UsageError("--quick has one folder for all machines: leave out --every-machine.")
+
+
+def _run_on_cluster(asked: argparse.Namespace, plan, root: Path, progress) -> list:
+    """Run the jobs on workers; a notebook that reads rows reads them here, at the end."""
+    try:
+        from posmat.report import cluster
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--scheduler needs {error.name}: install it with pip install 'posmat[cluster]'."
+        ) from None
+
+    with cluster.connected(asked.scheduler) as client:
+        machines = cluster.machines_of(client, asked.device)
+        there = sorted({device for facts in machines.values() for device in facts["devices"]})
+        jobs = plan(there if asked.device == "all" else [asked.device])
+        sent = [job for job in jobs if job.device != ALL_DEVICES]
+        placed = cluster.place(sent, machines, root, asked.every_machine, asked.force)
+        outcomes = cluster.Cluster(client, root, progress).run_all(placed)
+    here = [job for job in jobs if job.device == ALL_DEVICES]
+    if any(outcome.state == "not started" for outcome in outcomes):
+        from posmat.report.runner import Outcome
+
+        return outcomes + [Outcome(job, "not started", 0.0, root / "reports") for job in here]
+    return outcomes + _run_all(here, root, asked.force, progress)
+
+
+def _add_worker(verbs) -> None:
+    worker = verbs.add_parser(
+        "worker",
+        help="offer this machine's devices to a dask scheduler",
+        description="Start dask's own worker for each device of this machine. A scheduler runs "
+        "what it is sent: join one that you trust.",
+    )
+    worker.add_argument("address", metavar="ADDRESS", help="the scheduler's: tcp://host:8786")
+    worker.add_argument("--machine", required=True, metavar="NAME", help="its name in all results")
+    worker.add_argument("--device", choices=["cpu", "cuda", "all"], default="all")
+    worker.set_defaults(run=_worker)
+
+
+def _worker(asked: argparse.Namespace) -> int:
+    from posmat.report import runner
+    from posmat.report.signals import stoppable
+    from posmat.report.worker import start_workers
+
+    _check_name(asked.machine)
+    if importlib.util.find_spec("distributed") is None:
+        raise UsageError("this needs dask: install it with pip install 'posmat[cluster]'.")
+    devices = runner.devices_asked(asked.device)
+    if "cuda" in devices:
+        try:
+            runner.require_cuda()
+        except UsageError:
+            if asked.device == "cuda":
+                raise
+            devices.remove("cuda")
+    with stoppable():
+        return start_workers(asked.address, asked.machine, devices)
+
+
+def _check_name(machine: str) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", machine):
+        raise UsageError(
+            f"--machine {machine!r} is no name: use small letters, digits, '.', '_' and '-'."
+        )
+    if machine in (QUICK, "published", "any", ALL_DEVICES):
+        raise UsageError(
+            f"--machine {machine} is a name that posmat keeps for itself: give another."
+        )
+
+
+def _draw_what_is_new(root: Path, machine: str, quiet: bool) -> None:
+    """Bring tables, figures and pages up to date with the rows, and say which page to open."""
+    try:
+        said, problems = redraw(root, machine=machine)
+    except (
+        OSError
+    ) as error:  # a full disk, say: the rows are kept, and `posmat draw` makes the rest
+        said, problems = (
+            "",
+            [f"what was measured is kept, but not drawn ({error}): see posmat draw"],
+        )
+    if said and not quiet:
+        print(said)
+    for problem in problems:
+        print(f"posmat: {problem}", file=sys.stderr)
+
+
+def _print_table(outcomes: list) -> None:
+    width = max(len("notebook"), *(len(outcome.job.stem) for outcome in outcomes)) + 2
+    print(f"{'notebook':<{width}}{'machine':<14}{'device':<8}{'seconds':>8}  state")
+    for outcome in outcomes:
+        job = outcome.job
+        print(
+            f"{job.stem:<{width}}{job.machine:<14}{job.device:<8}{outcome.seconds:>8.1f}  "
+            f"{outcome.state}{' (up to date)' * (outcome.state == 'skipped')}"
+        )
+        for warning in outcome.warnings:
+            print(f"  {warning}")
+    print()
+    for outcome in outcomes:
+        if outcome.state in ("done", "failed"):
+            print(f"  {outcome.path}")
+
+
+def _count(outcomes: list, state: str) -> int:
+    return sum(outcome.state == state for outcome in outcomes)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError(f"-p {text!r}: write it as NAME=VALUE.")
+    return name, value
+
+
+def _root() -> Path:
+    root = project_root()
+    if root is None:
+        raise UsageError(
+            "the notebooks are not beside this package: install it from a checkout with "
+            "'pip install -e .', and run posmat there."
+        )
+    return root
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The verbs that read what is there: draw, check, compare, cite. None of them starts a kernel."""
+
+import os
+import sys
+from pathlib import Path
+
+from posmat.records import RecordError
+
+NO_ROWS = "there are no rows in data/: run 'posmat report' first."
+
+
+def add_verbs(verbs, root) -> None:
+    """Register the verbs; `root` is a function that gives the project's folder."""
+    draw = verbs.add_parser(
+        "draw",
+        help="draw every figure, table and page again from data/",
+        description="Draw figures, tables and gallery pages from data/ alone: no kernel runs.",
+    )
+    draw.add_argument(
+        "figures", nargs="*", metavar="FIGURE", help="an id, or id-machine-device; default: all"
+    )
+    draw.add_argument(
+        "--machine", metavar="NAME", help="only what belongs to this machine (local: your own)"
+    )
+    draw.set_defaults(run=lambda asked: _draw(root(), asked.figures, asked.machine))
+
+    check = verbs.add_parser(
+        "check",
+        help="whether figures, tables, pages and provenance belong to the rows beside them",
+        description="Derive again and compare, one line for each file that does not hold.",
+    )
+    check.add_argument(
+        "--strict", action="store_true", help="rows of older sources are a failure too"
+    )
+    check.add_argument(
+        "--published", action="store_true", help="leave out your own runs (local, quick)"
+    )
+    check.set_defaults(run=lambda asked: _check(root(), asked.strict, asked.published))
+
+    compare = verbs.add_parser(
+        "compare",
+        help="two machines or two runs side by side",
+        description="The ratio of each method's times with its interval, and whether it is more "
+        "than the noise.",
+    )
+    compare.add_argument("a", metavar="A", help="a machine (NAME or NAME/DEVICE) or rows (.csv)")
+    compare.add_argument("b", metavar="B", help="the other one")
+    compare.set_defaults(run=lambda asked: _compare(root(), asked.a, asked.b))
+
+    cite = verbs.add_parser(
+        "cite",
+        help="how to cite posmat, or one of its figures",
+        description="Without FIGURE the software; with it caption, path and BibTeX of the figure.",
+    )
+    cite.add_argument("figure", nargs="?", metavar="FIGURE", help="an id, or id-machine-device")
+    cite.set_defaults(run=lambda asked: _cite(root(), asked.figure))
+
+
+def redraw(
+    root: Path, asked: list[str] | None = None, workers: int = 1, machine: str | None = None
+) -> tuple[str, list[str]]:
+    """Draw figures, tables, pages and the README's findings; what was drawn, and what was not.
+
+    Args:
+        root: the project.
+        asked: figures' ids or pictures' names, to draw these alone; pages and tables show all.
+        workers: processes that draw.
+        machine: draw what belongs to this one. For a user's own (local, quick) nothing that git
+            tracks is written, whatever matplotlib draws here.
+    """
+    from posmat.report.drawing import (
+        OWN,
+        PUBLISHED,
+        Library,
+        chosen,
+        draw_figures,
+        find_drawings,
+        find_results,
+        words_of_all,
+        write_tables,
+    )
+    from posmat.report.gallery import write_findings, write_pages
+
+    results = find_results(root)
+    if not results:
+        return "", [NO_ROWS]
+    if machine and machine not in {one.machine for one in results}:
+        there = ", ".join(dict.fromkeys(one.machine for one in results))
+        return "", [f"data/ has no rows of the machine {machine!r}: there are {there}."]
+    library = Library(root)
+    drawings, problems = find_drawings(results)
+    if asked:
+        drawn, bad = draw_figures(chosen(drawings, asked), library, workers)
+        return _count(len(drawn), "figure"), list(dict.fromkeys(bad))
+    own = machine in OWN
+    wanted = {machine, None if own else PUBLISHED} if machine else {one.machine for one in drawings}
+    drawn, bad = draw_figures([one for one in drawings if one.machine in wanted], library, workers)
+    problems += bad
+    said, bad = words_of_all([one for one in drawings if one.machine not in wanted], library)
+    problems += bad
+    tables, bad = write_tables([one for one in results if machine in (None, one.machine)], library)
+    problems += bad
+    shown = {one: (drawn | said)[one] for one in drawings if one in drawn or one in said}
+    pages = write_pages(root, shown, results, library, machine if own else None)
+    if not own:
+        problems += write_findings(root, shown)
+    counts = (len(drawn), "figure"), (tables, "table"), (len(pages), "page")
+    lines = [", ".join(_count(*count) for count in counts) + " drawn. Open:"]
+    lines += [f"  {page}" for page in pages if page.suffix == ".html"]
+    return "\n".join(lines), list(dict.fromkeys(problems))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _draw(root: Path, figures: list[str], machine: str | None) -> int:
+    said, problems = redraw(root, figures, min(4, os.cpu_count() or 1), machine)
+    if said:
+        print(said)
+    return _tell(problems)
+
+
+def _check(root: Path, strict: bool, published: bool) -> int:
+    from posmat.report.checking import check_project
+
+    problems, older = check_project(root, published)
+    for line in older:
+        print(f"posmat: {line}", file=sys.stderr if strict else sys.stdout)
+    if not problems:
+        print("Figures, tables, pages and provenance belong to the rows beside them.")
+    return _tell(problems) or int(strict and bool(older))
+
+
+def _compare(root: Path, a: str, b: str) -> int:
+    from posmat.report.compare import compare_sides
+
+    print(compare_sides(root, a, b))
+    return 0
+
+
+def _cite(root: Path, figure: str | None) -> int:
+    from posmat.report import citation
+
+    if figure is None:
+        print(citation.cite_software(root))
+        return 0
+    from posmat.figures import figure_number
+    from posmat.report.drawing import OWN, Library, chosen, find_drawings, find_results, words_of
+    from posmat.report.gallery import measured_on
+
+    results = find_results(root)
+    library = Library(root)
+    found = chosen(find_drawings(results)[0], [figure])
+    published = [one for one in found if one.machine not in OWN]
+    problems = []
+    for place, drawing in enumerate(published or found):
+        try:
+            words = words_of(drawing, library.read_all(drawing))
+            measured, processors = measured_on(drawing, results, library)
+        except RecordError as error:
+            problems.append(str(error))
+            continue
+        entry = citation.cite_figure(root, drawing, measured, processors)
+        said = citation.tell_figure(drawing, figure_number(drawing.spec.id), words, entry)
+        print(("\n" if place else "") + said)
+    return _tell(problems)
+
+
+def _tell(problems: list[str]) -> int:
+    """Say each problem in a line of its own; the exit code."""
+    for problem in problems:
+        print(f"posmat: {problem}", file=sys.stderr)
+    return 1 if problems else 0
