@@ -1,0 +1,261 @@
+"""`posmat check` finds what does not belong together; `posmat compare` says what differs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from posmat.report import cli
+from posmat.report.checking import check_project
+from posmat.report.compare import compare_rows
+from posmat.report.drawing import OWN, find_results
+from posmat.report.verbs import redraw
+from posmat.tests.sample import (
+    MACHINES,
+    PICTURE,
+    ROOT,
+    TIMES_05,
+    keep,
+    make_project,
+    make_rows,
+)
+
+NAME = "05_positive_matrix_product"
+DATA, REPORTS = Path("data/alpha/cpu"), Path("reports/alpha/cpu")
+PICTURES = Path("reports/figures")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    root = make_project(tmp_path_factory.mktemp("drawn"), MACHINES[:1])
+    assert not redraw(root)[1]
+    return root
+
+
+@pytest.fixture
+def project(drawn, tmp_path) -> Path:
+    shutil.copytree(drawn, tmp_path / "project")
+    return tmp_path / "project"
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_bytes()
+    assert old.encode() in text
+    path.write_bytes(text.replace(old.encode(), new.encode()))
+
+
+def other_rows(root: Path) -> None:
+    """A new measurement with its own provenance, and nothing drawn from it yet."""
+    keep(root, NAME, make_rows(TIMES_05, *MACHINES[0], seed=7))
+
+
+def frame_changed(root: Path) -> None:
+    facts = root / DATA / f"{NAME}.json"
+    known = json.loads(facts.read_text()) | {"frames_sha256": {"memory": "0" * 64}}
+    facts.write_text(json.dumps(known))
+
+
+def without_hash(root: Path) -> None:
+    (root / PICTURES / f"{PICTURE}.png").write_bytes(b"a picture from elsewhere")
+
+
+HARM = {
+    "a table's number": (
+        lambda root: change(root / REPORTS / f"{NAME}.table.csv", "timed,True,,3", "timed,True,,4"),
+        ["reports/alpha/cpu/05_positive_matrix_product.table.csv is not what the rows"],
+    ),
+    "no table": (
+        lambda root: (root / REPORTS / f"{NAME}.table.csv").unlink(),
+        ["05_positive_matrix_product.table.csv is missing or no table: run 'posmat draw'."],
+    ),
+    "another figure's bytes": (
+        lambda root: shutil.copy(
+            root / PICTURES / "matvec-vs-elementwise-alpha-cpu.pdf",
+            root / PICTURES / f"{PICTURE}.pdf",
+        ),
+        [f"{PICTURE}.pdf does not carry its id"],
+    ),
+    "a figure without a hash": (without_hash, [f"{PICTURE}.png does not carry its id"]),
+    "no figure": (
+        lambda root: (root / PICTURES / f"{PICTURE}.svg").unlink(),
+        [f"{PICTURE}.svg is missing: run 'posmat draw'."],
+    ),
+    "a figure of no rows": (
+        lambda root: (root / PICTURES / "old-alpha-cpu.svg").write_text("<svg/>"),
+        ["reports/figures/old-alpha-cpu.svg belongs to no rows in data/"],
+    ),
+    "a number in the README": (
+        lambda root: change(root / "README.md", "times the time of", "times"),
+        ["README.md has a finding that its rows do not give"],
+    ),
+    "a page of other rows": (
+        lambda root: change(root / "reports/index.html", "posmat-rows", "posmat-row"),
+        [],  # the sha256 alone says what the page shows
+    ),
+    "a page without its hash": (
+        lambda root: (root / "reports/index.html").write_text("<p>a page"),
+        ["reports/index.html shows other rows than those in data/"],
+    ),
+    "provenance of another machine": (
+        lambda root: change(root / DATA / f"{NAME}.json", '"machine": "alpha"', '"machine": "x"'),
+        ["05_positive_matrix_product.json is of the machine 'x', not of 'alpha'."],
+    ),
+    "another host": (
+        lambda root: (root / "data/alpha/host.json").write_text('{"host_identity": "other"}'),
+        [f"{stem}.json was made on another host" for stem in ("01_matvec_vs_elementwise", NAME)],
+    ),
+    "a row of another machine": (
+        lambda root: keep(
+            root,
+            NAME,
+            pd.concat(
+                [
+                    make_rows(TIMES_05, *MACHINES[0]),
+                    make_rows(TIMES_05, "gamma", "cpu", "A Processor"),
+                ]
+            ),
+        ),
+        ["has rows of the machine 'gamma', not of 'alpha'."],
+    ),
+    "a frame that its provenance does not know": (
+        frame_changed,
+        ["05_positive_matrix_product.memory.csv is not the file that its provenance describes"],
+    ),
+    "new rows": (
+        other_rows,
+        [
+            "05_positive_matrix_product.table.csv is not what",
+            *(f"{PICTURE}.{kind} was drawn from other rows" for kind in ("svg", "pdf", "png")),
+            "reports/index.html shows other rows",
+            "reports/README.md shows other rows",
+            "README.md has a finding that its rows do not give",
+        ],
+    ),
+    "no provenance": (
+        lambda root: (root / DATA / "01_matvec_vs_elementwise.json").unlink(),
+        ["01_matvec_vs_elementwise.json is missing or no JSON"],
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_what_does_not_hold_is_found(harm, project):
+    do, expected = HARM[harm]
+    do(project)
+    problems, _ = check_project(project)
+    assert all("\n" not in line for line in problems)
+    for start in expected:
+        assert any(start in line for line in problems), (start, problems)
+    if harm not in ("another host", "a row of another machine"):
+        assert len(problems) == len(expected), problems
+
+
+def test_what_was_drawn_holds(project, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_root", lambda: project)
+    assert cli.main(["check"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "Figures, tables, pages and provenance belong to the rows beside them.\n"
+    assert not said.err
+
+
+def test_older_sources_are_information_and_with_strict_a_failure(project, monkeypatch, capsys):
+    for path in (project / DATA).glob("*.json"):
+        facts = json.loads(path.read_text())
+        facts["sources"]["modules"]["timing"] = "of another time"
+        facts["sources"]["modules"]["figures"] = "whose change changes no row"
+        path.write_text(json.dumps(facts))
+    monkeypatch.setattr(cli, "_root", lambda: project)
+    assert cli.main(["check"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("posmat: data/alpha/cpu: made by older sources: 01_matvec")
+    assert f"{NAME} (timing)" in first and "belong to the rows" in second
+    assert cli.main(["check", "--strict"]) == 1
+    assert "made by older sources" in capsys.readouterr().err
+
+
+def test_what_is_published_holds():
+    if all(one.machine in OWN for one in find_results(ROOT)):
+        pytest.skip("nothing is published yet")
+    assert check_project(ROOT, published=True)[0] == []
+
+
+def test_own_runs_can_be_left_out(project):
+    keep(project, NAME, make_rows(TIMES_05, "local", "cpu", "Mine"))
+    (project / PICTURES / "positive-matrix-product-local-cpu.svg").write_text("not drawn")
+    assert check_project(project, published=True) == ([], [])
+    assert len(check_project(project)[0]) > 3
+
+
+A, B = (make_rows(TIMES_05, *where, seed=place) for place, where in enumerate(MACHINES))
+
+
+def test_a_machine_that_is_slower_as_a_whole_keeps_its_ratios():
+    table = compare_rows(A, make_rows(TIMES_05, *MACHINES[1], slower=2.0, seed=1))
+    assert 1.95 < table.loc["sign-magnitude, whole", "time"] < 2.05
+    assert (table["time_is"] == "slower").all()
+    assert table.loc["float32 layer", "ratio_is"] is None or pd.isna(
+        table.loc["float32 layer", "ratio_is"]
+    )
+    assert (table["ratio_is"].dropna() == "within the noise").all()
+
+
+def test_a_method_that_is_slower_beside_the_others_is_found():
+    faster = make_rows(TIMES_05 | {"sign-magnitude, whole": 0.45}, *MACHINES[1], seed=1)
+    table = compare_rows(A, faster)
+    line = table.loc["sign-magnitude, whole"]
+    assert line["time_is"] == line["ratio_is"] == "faster"
+    assert line["time_low"] < line["time"] < line["time_high"] < 0.6
+    others = table.drop(index="sign-magnitude, whole")
+    assert (others["time_is"] == "within the noise").all()
+
+
+def test_an_interval_that_the_controls_exceed_is_noise():
+    noisy = make_rows(TIMES_05, *MACHINES[1], seed=1)
+    control = noisy["method"] == "float32 layer (again)"
+    noisy.loc[control, "seconds"] *= 1 + noisy.loc[control, "run"].astype(float)
+    slower = make_rows(TIMES_05, *MACHINES[1], slower=1.2, seed=1)
+    assert compare_rows(A, slower).loc["element-wise, in blocks", "time_is"] == "slower"
+    noisy.loc[~control, "seconds"] *= 1.2
+    assert compare_rows(A, noisy).loc["element-wise, in blocks", "time_is"] == "within the noise"
+
+
+def test_one_run_has_a_bootstrap_interval():
+    one, other = (make_rows(TIMES_05, *where, runs=1) for where in MACHINES)
+    line = compare_rows(one, other).loc["sign-magnitude, whole"]
+    assert line["time_low"] < line["time"] < line["time_high"]
+
+
+def test_what_one_side_lacks_is_said():
+    lacking = B.copy()
+    gone = lacking["method"] == "sign-magnitude, whole"
+    lacking.loc[gone, "state"] = "not supported"
+    lacking = lacking[lacking["method"] != "element-wise, in blocks"]
+    table = compare_rows(A, lacking)
+    assert table.loc["sign-magnitude, whole", "time_is"] == "not supported on B"
+    assert table.loc["element-wise, in blocks", "time_is"] == "not there on B"
+
+
+def test_different_problems_are_not_compared():
+    with pytest.raises(ValueError, match="batch_size is 8 and 9"):
+        compare_rows(A, make_rows(TIMES_05, *MACHINES[1], batch_size=9))
+
+
+def test_machines_and_files_are_compared(tmp_path, monkeypatch, capsys):
+    for one in (A, B):
+        keep(tmp_path, NAME, one)
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    files = [str(tmp_path / f"data/{where[0]}/{where[1]}/{NAME}.csv") for where in MACHINES]
+    for words in (["alpha", "beta"], ["alpha/cpu", "beta/cuda"], files):
+        assert cli.main(["compare", *words]) == 0
+        said = capsys.readouterr().out
+        assert "sign-magnitude, whole" in said and "within the noise" in said
+    for words, message in (
+        (["alhpa", "beta"], "did you mean alpha"),
+        (["alpha", files[1]], "not one of each"),
+        (["gone.csv", "beta"], "gone.csv is not there"),
+    ):
+        assert cli.main(["compare", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -1,0 +1,94 @@
+"""How posmat and its figures are cited."""
+
+import json
+import re
+
+import jsonschema
+import pytest
+import yaml
+
+from posmat.records import rows_hash
+from posmat.report import cli
+from posmat.report.citation import cite_software, latex
+from posmat.tests.sample import MACHINES, PICTURE, ROOT, keep, make_project, make_rows
+
+SCHEMA = json.loads((ROOT / "posmat/tests/cff-1.2.0.schema.json").read_text())
+
+
+def test_citation_cff_holds_to_the_published_schema():
+    facts = yaml.load((ROOT / "CITATION.cff").read_text(), Loader=yaml.BaseLoader)
+    validator = jsonschema.Draft7Validator(SCHEMA, format_checker=jsonschema.FormatChecker())
+    assert [error.message for error in validator.iter_errors(facts)] == []
+    for wrong in ({"licence": "MIT"}, {"authors": []}, {"cff-version": "9"}, {"doi": "none"}):
+        assert not validator.is_valid(facts | wrong), wrong
+
+
+def test_the_version_is_said_once():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version[1]
+
+
+def test_the_software_is_cited_from_citation_cff(tmp_path):
+    entry = cite_software(ROOT)
+    assert entry.startswith("@software{posmat,\n") and "The posmat developers" in entry
+    (tmp_path / "CITATION.cff").write_text(
+        "title: A & B\nversion: 2\nauthors:\n- {family-names: Doe, given-names: Jo}\n"
+        "date-released: 2027-01-02\n"
+    )
+    entry = cite_software(tmp_path)
+    assert r"title = {{A \& B}}," in entry and "author = {Doe, Jo}," in entry
+    assert "year = {2027}," in entry and "license" not in entry
+
+
+def test_latex_letters_are_escaped():
+    assert latex("05_x & 100 % of #1 {~^\\}") == (
+        r"05\_x \& 100 \% of \#1 \{\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
+    )
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    root = make_project(tmp_path)
+    monkeypatch.setattr(cli, "_root", lambda: root)
+    return root
+
+
+def test_a_figure_is_cited_with_its_rows_and_its_machine(project, capsys):
+    assert cli.main(["cite", PICTURE]) == 0
+    said = capsys.readouterr().out
+    digest = rows_hash(project / "data/alpha/cpu/05_positive_matrix_product.csv")
+    assert said.startswith(f"Figure 2. The positive matrix product ({PICTURE})\n")
+    assert f"path     reports/figures/{PICTURE}.pdf (not drawn yet: run 'posmat draw')\n" in said
+    assert f"sha256   {digest}\n" in said
+    assert f"@misc{{posmat:{PICTURE},\n" in said and "year = {2026}," in said
+    note = next(line for line in said.splitlines() if "note = " in line)
+    assert f"rows sha256 {digest}" in note and "alpha, cpu (A Processor)" in note
+    assert r"05\_positive\_matrix\_product.csv" in note
+    assert said.count("{") == said.count("}")
+
+
+def test_an_id_gives_every_published_machine(project, capsys):
+    keep(project, "05_positive_matrix_product", make_rows({"a": 1.0}, "local", "cpu", "Mine"))
+    assert cli.main(["cite", "positive-matrix-product"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("@misc") == len(MACHINES) and "local" not in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("positive-matrix-product-alpha", "did you mean positive-matrix-product-alpha-cpu or"),
+        ("figure 2", "did you mean"),
+    ],
+)
+def test_an_unknown_figure_is_refused_with_near_ones(project, capsys, asked, message):
+    assert cli.main(["cite", asked]) == 1
+    error = capsys.readouterr().err
+    assert f"no figure has the id {asked!r}" in error and message in error
+    assert error.count("\n") == 1
+
+
+def test_a_figure_without_rows_says_what_to_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    assert cli.main(["cite", "positive-matrix-product"]) == 1
+    assert "run 'posmat report 05_positive_matrix_product'" in capsys.readouterr().err

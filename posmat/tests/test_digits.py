@@ -1,0 +1,190 @@
+"""The digits' network: the same seed gives the same one, and integers that agree agree to the end.
+
+Also the charts of notebooks 08 and 09, which are drawn from frames.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from posmat.digits import (
+    LARGEST,
+    accuracy,
+    load_digit_images,
+    quantize_network,
+    train_network,
+)
+from posmat.fibonacci import is_fibonacci, quantize_fibonacci
+from posmat.figures import FIGURES, draw_figure
+from posmat.multipliers import find_multiplier, multiplier_names
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_digit_images(seed=0)
+
+
+@pytest.fixture(scope="module")
+def network(images):
+    return train_network(images, hidden_features=16, epochs=60, seed=0)
+
+
+def test_the_split_is_whole_and_by_seed(images):
+    assert len(images.train) + len(images.test) == 1797
+    assert images.train.min() == 0 and images.train.max() == 1
+    assert set(images.test_labels.tolist()) == set(range(10))
+    again, other = load_digit_images(seed=0), load_digit_images(seed=1)
+    assert torch.equal(images.test, again.test)
+    assert not torch.equal(images.test_labels, other.test_labels)
+    seen = {tuple(row) for row in images.train.tolist()}
+    assert not any(tuple(row) in seen for row in images.test.tolist())  # no image is in both parts
+
+
+def test_training_learns_and_is_by_seed(images, network):
+    assert accuracy(network(images.test), images.test_labels) > 0.9
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = train_network(images, hidden_features=16, epochs=60, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's random state is left alone
+    assert torch.equal(again[0].weight, network[0].weight)
+    untrained = train_network(images, hidden_features=16, epochs=0, seed=0)
+    assert accuracy(untrained(images.test), images.test_labels) < 0.4
+
+
+def test_the_quantized_network_is_its_definition(images, network):
+    quantized = quantize_network(network, images.train)
+    output = quantized.run(images.test)
+    values = images.test.double()
+    for layer, sums in zip(quantized.layers, output.sums, strict=True):
+        codes = (values / layer.input_scale).round().clamp(0, LARGEST)
+        assert torch.equal(sums.double(), codes @ layer.weight.double().T)
+        logits = layer.scale * sums.double() + layer.bias
+        values = logits.relu()
+    assert torch.equal(output.logits, logits)
+    # And it is near the float network, whose weights and inputs it rounded.
+    error = (output.logits - network(images.test)).abs().max()
+    assert error < 0.05 * network(images.test).abs().max()
+
+
+def test_calibration_is_on_the_images_that_were_given(images, network):
+    bright, dim = (quantize_network(network, images.train * share) for share in (1, 0.5))
+    assert dim.layers[0].input_scale == pytest.approx(bright.layers[0].input_scale / 2)
+    # Beyond what was seen, inputs are clamped rather than wrapped.
+    assert (dim.run(images.test).sums[0].abs() <= LARGEST * 127 * 64).all()
+    top = torch.full((1, 64), 9.0)
+    assert torch.equal(dim.run(top).logits, dim.run(2 * top).logits)
+
+
+def test_or_pairs_is_exact_on_fibonacci_weights_and_not_on_plain_ones(images, network):
+    fibonacci = quantize_network(network, images.train, quantize_fibonacci)
+    assert all(is_fibonacci(layer.weight.abs()).all() for layer in fibonacci.layers)
+    exact, merged = (fibonacci.run(images.test, name) for name in ("exact", "or_pairs"))
+    assert all(map(torch.equal, exact.sums, merged.sums))
+    assert torch.equal(exact.logits, merged.logits)
+    plain = quantize_network(network, images.train)
+    on_plain = plain.run(images.test, "or_pairs")
+    assert not torch.equal(on_plain.logits, merged.logits)
+    assert not torch.equal(on_plain.sums[0], plain.run(images.test).sums[0])
+
+
+@pytest.mark.parametrize("name", multiplier_names())
+def test_the_first_layer_sums_the_table(name, images, network):
+    quantized = quantize_network(network, images.train)
+    layer, table = quantized.layers[0], torch.tensor(find_multiplier(name).table)
+    codes = (images.test[:5].double() / layer.input_scale).round().long()
+    weights = layer.weight.long()
+    products = table[weights.abs(), codes[:, None]] * weights.sign()
+    assert torch.equal(quantized.run(images.test[:5], name).sums[0].long(), products.sum(-1))
+
+
+def test_images_elsewhere_are_refused_for_training(images):
+    with pytest.raises(ValueError, match="train with those on the CPU"):
+        train_network(images.to("meta"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_same_integers(images, network):
+    quantized = quantize_network(network, images.train)
+    here = quantized.run(images.test, "or_pairs")
+    there = quantized.to("cuda").run(images.test.cuda(), "or_pairs")
+    assert torch.equal(there.sums[0].cpu(), here.sums[0])
+
+
+# --- charts drawn from frames ---------------------------------------------------------------------
+
+
+def frames() -> dict[str, pd.DataFrame]:
+    """A small frame for each chart, as the notebooks keep them."""
+    magnitudes = np.arange(8)
+    codes = magnitudes & magnitudes >> 1 == 0
+    rounding = [
+        {"distribution": d, "codes": c, "relative_error": e}
+        for d in ("normal", "uniform")
+        for c, e in (("plain int8", 0.01), ("Fibonacci", 0.1))
+    ]
+    tables = pd.concat(
+        pd.DataFrame(table, columns=list("01234567")).assign(multiplier=name, weight=magnitudes)
+        for name, table in (("small", -np.eye(8)), ("none", np.zeros((8, 8))))
+    )
+    outputs = [
+        {"multiplier": "m", "inputs": i, "output": n, "bias": n - 1, "spread": 2, "signal": 9}
+        for i in ("both signs", "after ReLU")
+        for n in range(3)
+    ]
+    digits = [
+        {"seed": s, "multiplier": "or_pairs", "weights": w, "accuracy": 0.9 + s / 100}
+        for s in range(2)
+        for w in ("plain", "Fibonacci")
+    ]
+    common = {"run": 0, "state": "timed", "exact": True, "max_error": None, "number": 1}
+    common |= {"device": "cpu", "processor": "A Processor", "torch": "2.0", "dtype": "int8"}
+    common |= {"batch_size": 8, "out_features": 4, "in_features": 2, "threads": 1, "clock": "host"}
+    rows = [
+        common
+        | {"method": m, "multiplier": of, "path": path, "gemms": gemms, "round": i}
+        | {"seconds": s * (1 + i / 50), "cpu_s": s, "first_s": s}
+        for m, of, path, gemms, s in (
+            ("torch._int_mm", None, None, None, 1e-3),
+            ("or_pairs", "or_pairs", "gemm", 2, 3e-3),
+            ("random table, rank 4", "random table, rank 4", "gemm", 5, 8e-3),
+            ("look-up", "or_pairs", "lookup", None, 0.2),
+            ("torch._int_mm (again)", None, None, None, 1e-3),
+        )
+        for i in range(5)
+    ]
+    timed = pd.DataFrame(rows).convert_dtypes()
+    return {
+        "fibonacci-codes": pd.DataFrame(
+            {"magnitude": magnitudes, "is_code": codes, "nearest": [0, 1, 2, 4, 4, 5, 5, 5]}
+        ),
+        "fibonacci-rounding": pd.DataFrame(rounding),
+        "inexact-multipliers": timed,
+        "error-tables": tables,
+        "cost-against-rank": timed,
+        "output-error": pd.DataFrame(outputs),
+        "digits-accuracy": pd.DataFrame(digits),
+    }
+
+
+@pytest.mark.parametrize("name", frames())
+def test_a_chart_is_drawn_from_its_frame(name, tmp_path):
+    frame = frames()[name]
+    figure = draw_figure(name, frame)
+    figure.draw_without_rendering()
+    spec = next(spec for spec in FIGURES if spec.id == name)
+    assert figure.caption == spec.caption(frame) and figure.caption.endswith(".")
+    assert spec.notebook[:2] in ("08", "09")
+    # As it is read back from its file, where every column of a table is a string, it is the same.
+    frame.to_csv(tmp_path / "frame.csv", index=False)
+    drawn = draw_figure(name, pd.read_csv(tmp_path / "frame.csv"))
+    assert [len(axes.lines) for axes in drawn.axes] == [len(axes.lines) for axes in figure.axes]
+
+
+def test_random_tables_stand_in_one_chart_and_not_in_the_other():
+    rows = frames()["cost-against-rank"]
+    times = [text.get_text() for text in draw_figure("inexact-multipliers", rows).axes[0].texts]
+    assert "or_pairs" in times and not any("random" in text for text in times)
+    axes = draw_figure("cost-against-rank", rows).axes[0]
+    found = {tuple(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None"}
+    assert found == {(2.0,), (5.0,)}

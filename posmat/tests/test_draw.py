@@ -1,0 +1,275 @@
+"""Drawing from data/ alone, and what happens when a file there does not hold."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from posmat import figures
+from posmat.charts.times import time_per_method
+from posmat.figures import FigureSpec, draw_figure, rows_digest, save_figure
+from posmat.records import read_rows
+from posmat.report import cli
+from posmat.report.drawing import KINDS, Library, find_drawings, find_results, summarize_groups
+from posmat.report.verbs import redraw
+from posmat.tests.sample import MACHINES, PICTURE, TIMES_05, keep, make_project, make_rows
+
+NAME = "05_positive_matrix_product"
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    return make_project(tmp_path)
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    return make_project(tmp_path, MACHINES[:1])
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """What `posmat draw` made: figures, tables, pages and the README's block."""
+    made = [root / "README.md", *(root / "reports").glob("*.*")]
+    made += [*(root / "reports" / "figures").iterdir(), *(root / "reports").rglob("*.table.csv")]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(made)}
+
+
+def test_everything_is_drawn_without_torch_and_twice_the_same(project, tmp_path_factory):
+    said, problems = redraw(project)
+    assert not problems and said.startswith("7 figures, 6 tables, 2 pages drawn.")
+    first = contents(project)
+    assert len(first) == 1 + 2 + 3 * 7 + 6
+    # Elsewhere, in another process with workers of its own: no path and no time may show.
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "project"
+    shutil.copytree(project, elsewhere, ignore=shutil.ignore_patterns("figures", "*.table.csv"))
+    code = (
+        "import sys, pathlib; from posmat.report import cli; "
+        "cli._root = lambda: pathlib.Path(sys.argv[1]); code = cli.main(['draw']); "
+        "assert code == 0; sys.exit(1 if {'torch', 'ipykernel'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, elsewhere], check=False)
+    assert done.returncode == 0
+    assert contents(elsewhere) == first
+
+
+def test_the_table_is_the_summary_of_the_rows(small):
+    redraw(small)
+    kept = pd.read_csv(small / f"reports/alpha/cpu/{NAME}.table.csv", index_col="method")
+    rows = read_rows(small / f"data/alpha/cpu/{NAME}.csv")
+    again = summarize_groups(rows)
+    assert kept.loc["sign-magnitude, whole", "ratio"] == again.loc["sign-magnitude, whole", "ratio"]
+    assert list(kept.index) == list(again.index)
+
+
+def test_sizes_that_vary_make_groups_of_their_own():
+    where = MACHINES[0]
+    rows = [make_rows(TIMES_05, *where, batch_size=size, slower=size) for size in (1, 2)]
+    table = summarize_groups(pd.concat(rows, ignore_index=True))
+    assert table.index.names == ["batch_size", "method"] and len(table) == 12
+    assert table.loc[(2, "float32 layer"), "ratio"] == 1
+    ratio = table.loc[(2, "float32 layer"), "median"] / table.loc[(1, "float32 layer"), "median"]
+    assert 1.9 < ratio < 2.1
+
+
+def cut_off(path: Path) -> None:
+    text = path.read_text()
+    path.write_text(text[: text.rindex("timed") - 3])
+
+
+def without_column(path: Path) -> None:
+    pd.read_csv(path).drop(columns="seconds").to_csv(path, index=False)
+
+
+def not_a_number(path: Path) -> None:
+    rows = pd.read_csv(path, dtype=object)
+    rows.loc[4, "seconds"] = "fast"
+    rows.to_csv(path, index=False)
+
+
+def other_provenance(path: Path) -> None:
+    facts = path.with_suffix(".json")
+    facts.write_text(facts.with_name("01_matvec_vs_elementwise.json").read_text())
+
+
+def no_table(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+BAD = {
+    cut_off: "no method or no state: was the file cut off?",
+    without_column: "the rows have no column 'seconds'",
+    not_a_number: "is in the state 'timed' with the time 'fast'",
+    other_provenance: "is not the file that its provenance describes",
+    no_table: "cannot be read as rows",
+    Path.unlink: "cannot be read as rows",
+}
+
+
+@pytest.mark.parametrize("harm", BAD, ids=lambda harm: harm.__name__)
+def test_a_bad_file_is_one_sentence_and_the_others_are_drawn(small, harm, monkeypatch, capsys):
+    harm(small / f"data/alpha/cpu/{NAME}.csv")
+    monkeypatch.setattr(cli, "_root", lambda: small)
+    assert cli.main(["draw"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"posmat: data/alpha/cpu/{NAME}.csv") and BAD[harm] in lines[0]
+    # The project's README shows that very figure, which is a sentence of its own.
+    assert len(lines) == 2 and lines[1].startswith(f"posmat: README.md shows {PICTURE}")
+    drawn = {path.stem for path in (small / "reports" / "figures").iterdir()}
+    assert PICTURE not in drawn and len(drawn) == 2
+    page = (small / "reports" / "index.html").read_text()
+    assert PICTURE not in page and "matvec-vs-elementwise-alpha-cpu" in page
+
+
+def test_no_rows_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    for words in (["draw"], ["check"], ["compare", "a", "b"]):
+        assert cli.main(words) == 1
+        error = capsys.readouterr().err
+        assert error == "posmat: there are no rows in data/: run 'posmat report' first.\n"
+
+
+def test_one_figure_is_drawn_by_its_id_or_its_name(small, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_root", lambda: small)
+    assert cli.main(["draw", PICTURE]) == 0
+    assert {path.stem for path in (small / "reports" / "figures").iterdir()} == {PICTURE}
+    assert cli.main(["draw", "matvec-vs-elementwise"]) == 0
+    assert len(list((small / "reports" / "figures").iterdir())) == 3 * 3
+    capsys.readouterr()
+    assert cli.main(["draw", "positive-matrix-produkt"]) == 1
+    error = capsys.readouterr().err
+    assert "did you mean positive-matrix-product or" in error and error.count("\n") == 1
+    assert cli.main(["draw", "--machine", "gamma"]) == 1
+    assert "no rows of the machine 'gamma': there are alpha." in capsys.readouterr().err
+
+
+def seen(*frames_and_title):
+    """A figure's function that shows what it was given."""
+    *frames, title = frames_and_title
+    return time_per_method(next(one for one in frames if "round" in one).query(MINE), title)
+
+
+MINE = "machine == 'alpha' and dtype == 'int8' and notebook.str.startswith('05')"
+
+
+def add(monkeypatch, figure_id: str, *reads: str) -> None:
+    def caption(*frames: pd.DataFrame) -> str:
+        return " and ".join(f"{len(frame)} x {len(frame.columns)}" for frame in frames)
+
+    spec = FigureSpec(figure_id, NAME, "A title", seen, caption, reads=reads)
+    monkeypatch.setattr(figures, "FIGURES", [*figures.FIGURES, spec])
+
+
+def test_a_figure_may_read_a_frame_beside_the_rows(project, monkeypatch):
+    add(monkeypatch, "with-memory", "{stem}.csv", "{stem}.memory.csv")
+    keep(project, f"{NAME}-scale=0.5", make_rows(TIMES_05, *MACHINES[0]))  # dots in a stem
+    drawings, problems = find_drawings(find_results(project))
+    own = [one for one in drawings if one.spec.id == "with-memory"]
+    assert [one.name for one in own] == ["with-memory-alpha-cpu", "with-memory-beta-cuda"]
+    assert [path.name for path in own[0].sources] == [f"{NAME}.csv", f"{NAME}.memory.csv"]
+    rows, memory = Library(project).read_all(own[0])
+    assert "round" in rows and list(memory["peak"]) == [1.5]
+    assert problems == [
+        f"data/alpha/cpu/{NAME}-scale=0.5.memory.csv is not there, and figure with-memory reads it."
+    ]
+    redraw(project, ["with-memory-alpha-cpu"])
+    svg = (project / "reports/figures/with-memory-alpha-cpu.svg").read_text()
+    assert f"rows sha256 {rows_digest(own[0].sources)}" in svg
+    assert f"{len(rows)} x {len(rows.columns)} and 1 x 3" in svg
+
+
+def test_a_figure_may_read_several_machines(project, monkeypatch):
+    add(monkeypatch, "machines", "/*/*/05_positive_matrix_product.csv")
+    drawings, _ = find_drawings(find_results(project))
+    (own,) = (one for one in drawings if one.spec.id == "machines")
+    assert own.name == "machines-published-all"
+    (frame,) = Library(project).read_all(own)
+    assert set(frame["machine"]) == {"alpha", "beta"} and len(frame) == 2 * 6 * 9 * 3
+    # With runs of one's own there are two: the published one stays as it was.
+    keep(project, NAME, make_rows(TIMES_05, "local", "cpu", "Mine"))
+    after = [one for one in find_drawings(find_results(project))[0] if one.spec.id == "machines"]
+    assert [one.name for one in after] == ["machines-published-all", "machines-local-all"]
+    assert after[0].digest() == own.digest() and len(after[1].sources) == 3
+    assert not redraw(project)[1]
+    own_page = (project / "reports/local/index.html").read_text()
+    assert "machines-local-all" in own_page and "machines-published-all" in own_page
+    assert "machines-local-all" not in (project / "reports/index.html").read_text()
+
+
+def test_a_figure_may_read_several_notebooks_of_a_machine(project, monkeypatch):
+    add(monkeypatch, "several-notebooks", "0[1-6]_*.csv", "/seed.csv")
+    (project / "data" / "seed.csv").write_text("section,milliseconds\n1,2.5\n")
+    drawings, _ = find_drawings(find_results(project))
+    own = [one for one in drawings if one.spec.id == "several-notebooks"]
+    assert [one.name for one in own] == [
+        "several-notebooks-alpha-cpu",
+        "several-notebooks-beta-cuda",
+    ]
+    rows, seed = Library(project).read_all(own[0])
+    assert set(rows["notebook"]) == {"01_matvec_vs_elementwise", NAME}
+    assert "peak" not in rows and list(seed["milliseconds"]) == [2.5]
+    assert redraw(project, ["several-notebooks-alpha-cpu"]) == ("1 figure", [])
+
+
+def test_own_runs_are_drawn_without_touching_what_git_tracks(small):
+    redraw(small)
+    for path in (small / "reports").rglob("*.*"):  # as if another matplotlib had drawn them
+        path.write_bytes(path.read_bytes() + b"\n")
+    before = contents(small)
+    keep(small, NAME, make_rows(TIMES_05, "local", "cpu", "Mine"))
+    said, problems = redraw(small, machine="local")
+    assert said.startswith("2 figures, 1 table, 2 pages drawn.") and not problems
+    after = contents(small)
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if name not in before} == {
+        "reports/local/cpu/05_positive_matrix_product.table.csv",
+        *(f"reports/figures/positive-matrix-product-local-cpu.{kind}" for kind in KINDS),
+        *(f"reports/figures/machines-side-by-side-local-all.{kind}" for kind in KINDS),
+    }
+    page = (small / "reports/local/index.html").read_text()
+    assert "positive-matrix-product-local-cpu" in page and PICTURE in page
+
+
+def test_a_notebook_keeps_the_figure_that_is_drawn_again(small, tmp_path_factory, monkeypatch):
+    """What `Run.save` writes beside staged files carries what `posmat draw` will carry."""
+    add(monkeypatch, "with-memory", "{stem}.csv", "{stem}.memory.csv")
+    add(monkeypatch, "machines", "/*/*/05_positive_matrix_product.csv")
+    redraw(small, [PICTURE, "with-memory"])
+    staging = tmp_path_factory.mktemp("staging")
+    for path in (small / "data" / "alpha" / "cpu").glob(f"{NAME}*"):
+        shutil.copy(path, staging)
+    rows = read_rows(staging / f"{NAME}.csv")
+    memory = read_rows(staging / f"{NAME}.memory.csv")
+    for figure_id, frames in (("positive-matrix-product", [rows]), ("with-memory", [rows, memory])):
+        figure = draw_figure(figure_id, *frames)
+        save_figure(figure, figure_id, rows, rows_digest([staging / f"{NAME}.csv"]), staging, "-x")
+        for kind in ("svg", "pdf", "png"):
+            drawn = small / "reports" / "figures" / f"{figure_id}-alpha-cpu.{kind}"
+            assert (staging / f"{figure_id}-x.{kind}").read_bytes() == drawn.read_bytes()
+    save_figure(draw_figure("machines", rows), "machines", rows, "ab", staging, "-x")
+    assert not list(staging.glob("machines*"))  # only `posmat draw` sees the other machines
+
+
+def test_a_chart_that_stumbles_is_told_and_the_others_are_drawn(small, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("of the test\nwith a second line")
+
+    spec = FigureSpec("failing", NAME, "It fails", fail, lambda rows: "", finding=None)
+    monkeypatch.setattr(figures, "FIGURES", [spec, *figures.FIGURES])
+    said, problems = redraw(small)
+    assert said.startswith("3 figures") and len(problems) == 1
+    assert problems[0] == (
+        f"failing-alpha-cpu cannot be drawn from data/alpha/cpu/{NAME}.csv: "
+        "RuntimeError: of the test"
+    )
+
+
+def test_provenance_without_rows_beside_it_is_found(project):
+    (project / "data/alpha/cpu/05_positive_matrix_product.json").unlink()
+    library = Library(project)
+    results = {result.stem for result in find_results(project) if result.machine == "alpha"}
+    assert NAME in results and len(library.read(project / f"data/alpha/cpu/{NAME}.csv"))
+    assert json.loads((project / "data/alpha/host.json").read_text())["host_identity"] == "alpha"

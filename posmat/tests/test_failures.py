@@ -1,0 +1,196 @@
+"""Kernels and drivers that really end: what is said, what is kept, what still runs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from posmat.report.kernel import describe_exit
+from posmat.tests.tiny import KEEP, make_notebook, report, start
+
+# What a notebook's second code cell does, and what is said of it.
+CASES = {
+    "01_raises": ("raise ValueError('of the test')", ": ValueError: of the test"),
+    "02_exits": ("import sys; sys.exit(0)", "it called sys.exit(0)"),
+    "03_killed": (
+        "import os; os.kill(os.getpid(), 9)",
+        "the kernel ended (-9: killed, out of memory?)",
+    ),
+    "04_crashes": ("import ctypes; ctypes.string_at(0)", "ended (-11: crashed, SIGSEGV)"),
+    "05_leaves": ("import os; os._exit(3)", "the kernel ended (exit code 3)"),
+    "06_is_slow": ("import time; time.sleep(60)", "over its time limit of 2 s"),
+}
+
+
+def states_of(failed: Path) -> list:
+    """(execution count, papermill's status, kind of output) of each code cell."""
+    notebook = nbformat.read(failed, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith("**This run failed** in cell")
+    return [
+        (cell.execution_count, cell.metadata.papermill.status, kind_of(cell.outputs))
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def kind_of(outputs: list) -> str:
+    kinds = [output.output_type for output in outputs]
+    return "error" if "error" in kinds else "".join(kinds)
+
+
+def test_each_failure_is_one_true_sentence_and_the_rest_still_runs(tmp_path):
+    for name, (source, _) in CASES.items():
+        make_notebook(tmp_path, name, "'before'", source, "'after'")
+    make_notebook(tmp_path, "07_keeps_nothing", "1")
+    make_notebook(tmp_path, "08_is_good", KEEP)
+    reports = tmp_path / "reports" / "local" / "all"
+    reports.mkdir(parents=True)
+    for name in CASES:
+        (reports / f"{name}.ipynb").write_text("the last good report")
+
+    code, out, err = report(tmp_path, "--cell-timeout", "2")
+
+    assert code == 1 and "Traceback" not in err
+    said = [line for line in err.splitlines() if line.startswith("posmat: ")]
+    assert len(err.splitlines()) == len(said) + 8, "one line as each begins, one as it fails"
+    for (name, (source, cause)), line in zip(CASES.items(), said, strict=False):
+        assert line.startswith(f"posmat: {name} failed in cell 3 ({source[:20]}") and cause in line
+        assert (reports / f"{name}.ipynb").read_text() == "the last good report"
+        truth = states_of(reports / f"{name}.failed.ipynb")
+        assert truth[1:] == [
+            (2, "completed", "execute_result"),
+            (3, "failed", "error"),
+            (None, "pending", ""),
+        ]
+    assert "07_keeps_nothing failed after its last cell: it kept no rows" in said[6]
+    assert (reports / "08_is_good.html").exists()
+    assert out.splitlines()[-1] == f"1 done, 7 failed, 0 skipped. Look at {reports}"
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_signal_ends_the_kernel_keeps_what_is_done_and_starts_no_more(tmp_path, number, name):
+    make_notebook(tmp_path, "01_is_good", KEEP)
+    flag = tmp_path / "reached"
+    waits = f"import pathlib, time; pathlib.Path({str(flag)!r}).touch(); time.sleep(60)"
+    make_notebook(tmp_path, "02_is_slow", waits, "'after'")
+    make_notebook(tmp_path, "03_is_not_started", KEEP)
+    driver = start(tmp_path)
+    wait_for(flag.exists)
+    (kernel,) = psutil.Process(driver.pid).children()
+    idle = least_used(psutil.Process(driver.pid))
+    assert idle <= 0.02, "1 % of a core in a second is one tick of the system's clock"
+    driver.send_signal(number)
+    out, err = driver.communicate(timeout=30)
+    assert driver.returncode == 1 and "Traceback" not in err
+    assert "02_is_slow failed in cell 2 (import pathlib, time; " in err
+    assert f"stopped by {name}; the kernel was ended" in err
+    assert "\n1 done, 1 failed, 0 skipped, 1 not started. Look at " in out
+    assert not kernel.is_running()
+    reports = tmp_path / "reports" / "local" / "all"
+    assert (reports / "01_is_good.html").exists()
+    truth = states_of(reports / "02_is_slow.failed.ipynb")
+    assert [status for _, status, _ in truth] == ["completed", "failed", "pending"]
+    assert not list((tmp_path / ".posmat").iterdir())
+
+
+def least_used(process, windows=8):
+    """The least processor time in seconds that a process used in one of some seconds.
+
+    One that polls uses its share in all of them; what happens now and then is not in every one.
+    """
+    used = []
+    while len(used) < windows and min(used, default=1) > 0.01:
+        before = sum(process.cpu_times()[:2])
+        time.sleep(1)
+        used.append(sum(process.cpu_times()[:2]) - before)
+    return min(used)
+
+
+def wait_for(happened, seconds=30):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    make_notebook(tmp_path, "01_is_good", KEEP)
+    (tmp_path / "data").write_text("")
+    code, out, err = report(tmp_path)
+    assert code == 1 and err.startswith("posmat: 01_is_good failed before its first cell: ")
+    assert "data/local cannot be made (Not a directory)" in err and err.count("\n") == 1
+    assert out.splitlines()[-1].startswith("0 done, 1 failed, 0 skipped. Look at ")
+
+
+def test_folders_that_vanish_while_a_notebook_runs(tmp_path):
+    remove = "import shutil; shutil.rmtree({!r})"
+    make_notebook(tmp_path, "01_staging", remove.format(str(tmp_path / ".posmat")), KEEP)
+    reports = tmp_path / "reports"
+    block = f"import pathlib; pathlib.Path({str(reports)!r}).write_text('')"
+    make_notebook(tmp_path, "02_blocked", KEEP, f"{remove.format(str(reports))}\n{block}")
+    make_notebook(tmp_path, "03_again", KEEP, f"{block}\npathlib.Path({str(reports)!r}).unlink()")
+    code, out, err = report(tmp_path)
+    first, second, third = [line for line in err.splitlines() if line.startswith("posmat: ")]
+    assert code == 1 and "Traceback" not in err
+    assert "01_staging failed in cell 3 (import hashlib" in first and "FileNotFoundError" in first
+    assert "02_blocked ran to its end, but the folder " in second
+    aside = Path(second.rpartition(" is in ")[2].rstrip("."))
+    assert {"02_blocked.csv", "02_blocked.html"} <= {path.name for path in aside.iterdir()}
+    assert "03_again failed before its first cell: the folder " in third
+    assert out.splitlines()[-1].startswith("0 done, 3 failed, 0 skipped")
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        check=False,
+        capture_output=True,
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    try:
+        notebook = make_notebook(disk, "01_grows", KEEP)
+        assert report(disk, TMPDIR=str(tmp_path))[0] == 0
+        before = {path: path.read_bytes() for path in disk.rglob("01_grows.*")}
+        assert len(before) == 5
+        # The rows have no room; then the rows have it, and the executed notebook has not.
+        code, _, err = report(disk, "-p", "size=400000", "--force", TMPDIR=str(tmp_path))
+        assert code == 1 and "failed in cell 3 (import hashlib" in err
+        assert "No space left on device" in err and "Traceback" not in err
+        make_notebook(disk, notebook.stem, KEEP, "'x' * 900_000")
+        code, _, err = report(disk, TMPDIR=str(tmp_path))
+        assert code == 1 and "failed after its last cell: OSError" in err
+        assert "No space left on device" in err and "Traceback" not in err
+        del before[notebook]
+        assert {path: path.read_bytes() for path in before} == before
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_missing_ipykernel_is_named(tmp_path):
+    make_notebook(tmp_path, "01_is_good", KEEP)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.modules['ipykernel_launcher'] = None"
+    )
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    code, _, err = report(tmp_path, "--quiet", PYTHONPATH=paths)
+    cause = f"ImportError: ipykernel is missing from {sys.executable}: install it with pip"
+    assert (code, err) == (1, f"posmat: 01_is_good failed before its first cell: {cause}\n")
+
+
+def test_an_exit_code_is_said_in_words():
+    assert describe_exit(-9) == "-9: killed, out of memory?"
+    assert describe_exit(-6) == "-6: SIGABRT"
+    assert (describe_exit(3), describe_exit(-99)) == ("exit code 3", "-99")

@@ -1,0 +1,236 @@
+"""The gallery pages as text, and in a real browser with the network cut."""
+
+import importlib.util
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from posmat.report.gallery import escape_markdown, with_findings
+from posmat.report.verbs import redraw
+from posmat.tests.sample import MACHINES, PICTURE, keep, make_project, make_rows
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --disable-dev-shm-usage"
+)
+WIDTHS = (380, 1400)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """Two published machines and runs of one's own, drawn, with a method's name that is markup."""
+    root = make_project(tmp_path_factory.mktemp("gallery"), executed=True)
+    times = {"W @ x": 1e-3, "W * x": 2e-3}
+    strange = make_rows(times | {"a <script>alert(1)</script> | *b*": 1e-3}, *MACHINES[1])
+    keep(root, "01_matvec_vs_elementwise", strange)
+    keep(root, "01_matvec_vs_elementwise", make_rows(times, "local", "cpu", "My processor"))
+    said, problems = redraw(root)
+    assert said.startswith("9 figures") and not problems, (said, problems)
+    return root
+
+
+class Links(HTMLParser):
+    """The targets of a page's links and pictures, its ids, and its pictures' texts."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.hrefs, self.sources, self.ids, self.alts, self.tags = [], [], [], [], set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        facts = dict(attributes)
+        self.tags.add(tag)
+        self.ids += [facts["id"]] if "id" in facts else []
+        if tag == "a":
+            self.hrefs.append(facts["href"])
+        if tag == "img":
+            self.sources.append(facts["src"])
+            self.alts.append(facts.get("alt", ""))
+
+
+PAGES = ("reports/index.html", "reports/local/index.html")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_is_there_and_local(project, page):
+    path = project / page
+    found = Links(path)
+    assert len(set(found.ids)) == len(found.ids)
+    assert found.sources and all(len(alt) > 80 for alt in found.alts)
+    for target in found.hrefs + found.sources:
+        assert "//" not in target
+        if target.startswith("#"):
+            assert target[1:] in found.ids, target
+        else:
+            assert (path.parent / unquote(target)).is_file(), target
+    assert "script" not in found.tags
+    text = path.read_text()
+    assert "http" not in re.sub(r"rows sha256 \w+", "", text) and str(project) not in text
+    executed = [target for target in found.hrefs if target.endswith(".html")]
+    assert len([one for one in executed if "_" in one]) >= len(found.sources) - 1
+
+
+@pytest.mark.parametrize("page", ["reports/README.md", "reports/local/README.md"])
+def test_the_page_for_a_code_host_links_what_is_there(project, page):
+    path = project / page
+    text = path.read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("## ")]
+            anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert target[1:] in anchors
+        else:
+            assert (path.parent / unquote(target)).is_file(), target
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables}) == 1
+    assert "<script" not in text.replace(r"\<script", "")
+
+
+def test_names_are_escaped(project):
+    page = (project / "reports/index.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page and "<script" not in page
+    assert escape_markdown("a_b *c*\n<d> | `e`") == r"a\_b \*c\* \<d\> \| \`e\`"
+
+
+def test_own_runs_stand_beside_the_published_and_not_among_them(project):
+    published, own = (Links(project / page) for page in PAGES)
+    assert not any("local" in source for source in published.sources)
+    assert own.sources[0].endswith("figures/matvec-vs-elementwise-local-cpu.svg")
+    assert set(published.sources) <= {source.removeprefix("../") for source in own.sources}
+
+
+def test_the_machines_are_named_on_top(project):
+    page = (project / "reports/index.html").read_text()
+    top = page[: page.index('id="contents"')]
+    for word in ("alpha · cpu", "beta · cuda", "PyTorch 2.13.0", "2026-11-01", "GiB"):
+        assert word in top
+
+
+def test_a_finding_is_rewritten_between_its_marks_only(project):
+    text = (project / "README.md").read_text()
+    assert "The sign-magnitude form gives the layer's numbers exactly." in text
+    assert f"](reports/figures/{PICTURE}.png)" in text and text.endswith("-->\n\nThe end.\n")
+    changed = text.replace("exactly", "nearly").replace("The end.", "Another end.")
+    unknown = changed.replace(PICTURE, "gone-alpha-cpu")
+    again, problems = with_findings(unknown, {})
+    assert again == unknown and "gone-alpha-cpu" in problems[0]
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("there is no chromium with its chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="there is no selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in OPTIONS.split():
+        options.add_argument(option)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # the network is cut
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def show(browser, page: Path, width: int, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+
+
+EXECUTED = "reports/alpha/cpu/05_positive_matrix_product.html"
+CASES = [
+    (page, width, scheme)
+    for page in (*PAGES, EXECUTED)
+    for width in WIDTHS
+    for scheme in ("light", "dark")
+]
+
+
+@pytest.mark.parametrize(("page", "width", "scheme"), CASES)
+def test_a_browser_shows_it(browser, project, page, width, scheme):
+    show(browser, project / page, width, scheme)
+    broken = browser.execute_script(
+        "return [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)"
+    )
+    assert broken == []
+    assert browser.get_log("browser") == []
+    # Nothing makes the page itself scroll sideways.
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    fetched = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+    )
+    assert all(name.startswith(("file:", "data:")) for name in fetched)
+    assert browser.execute_script(_LOW_CONTRAST) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_keyboard_reaches_everything_in_order(browser, project, page):
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, project / page, 1400, "light")
+    reached = []
+    for _ in range(400):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        place = browser.execute_script(
+            "const e = document.activeElement;"
+            "return e === document.body ? null : [e.tagName, e.innerText || e.ariaLabel || '',"
+            "e.getAttribute('aria-label') || '', getComputedStyle(e).outlineStyle]"
+        )
+        if place is None:
+            break
+        reached.append(place)
+    assert reached[0][1] == "Skip to the figures"
+    hrefs = [one for one in reached if one[0] == "A"]
+    # A link around a picture has no text: the picture's own text names it.
+    assert len(hrefs) == len(Links(project / page).hrefs)
+    assert all(outline != "none" for *_, outline in reached), reached
+    assert len([one for one in reached if one[0] == "SUMMARY"]) >= 2
+
+
+@pytest.mark.parametrize("page", [*PAGES, EXECUTED])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(browser, project, page, scheme):
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None:
+        pytest.skip("there is no axe: pip install --no-deps axe-playwright-python brings it")
+    axe = Path(spec.submodule_search_locations[0]) / "axe.min.js"
+    show(browser, project / page, 380, scheme)
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.execute_script(axe.read_text(encoding="utf-8"))
+    found = browser.execute_async_script(
+        "axe.run().then(r => arguments[0](r.violations.map("
+        "v => [v.id, v.nodes.map(n => n.target.join(' ')).slice(0, 3)])))"
+    )
+    assert found == []
+
+
+# Text whose contrast with what is behind it is under 4.5 : 1.
+_LOW_CONTRAST = """
+const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+const behind = e => { for (; e; e = e.parentElement) {
+  const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
+  return [255, 255, 255]; };
+return [...document.querySelectorAll('body *')].filter(e =>
+    [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())).filter(e => {
+  const a = light(parse(getComputedStyle(e).color)), b = light(behind(e));
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5; })
+  .map(e => e.tagName + ' ' + e.className + ' ' + e.textContent.slice(0, 30));
+"""

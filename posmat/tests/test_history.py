@@ -1,0 +1,94 @@
+import pandas as pd
+import pytest
+
+from posmat.history import rankings, read_seed, then_and_now
+from posmat.records import RecordError, project_root, read_all_rows
+from posmat.summary import AGAIN
+
+
+def rows_of(times: dict[str, list[float]], **columns) -> pd.DataFrame:
+    lines = [
+        {"run": 0, "notebook": "02_linear_vs_manual", "method": method, "state": "timed"}
+        | {"exact": None, "max_error": 0.0, "machine": "m", "device": "cpu", "dtype": "float32"}
+        | {"batch_size": 256, "out_features": 128, "in_features": 9216, "threads": 1}
+        | {"clock": "host", "round": index, "number": 9, "seconds": seconds, "cpu_s": seconds}
+        | {"first_s": seconds}
+        | columns
+        for method, values in times.items()
+        for index, seconds in enumerate(values)
+    ]
+    return pd.DataFrame(lines).convert_dtypes()
+
+
+TODAY = {
+    "nn.Linear": [0.004] * 5,
+    "W @ view (the seed's)": [0.002] * 5,
+    "element-wise, whole": [0.5] * 5,
+    "nn.Linear" + AGAIN: [0.0041] * 5,
+}
+
+
+def test_every_time_that_the_seed_printed_is_there_once():
+    """Against the text of the seed: these numbers stand in it, and no other time does."""
+    seed = read_seed()
+    printed = [0.70267, 0.62806, 1.07611, 0.86689, 0.141, 0.670, 36.748, 0.3262, 0.0188]
+    assert seed["milliseconds"].tolist() == printed
+    assert (
+        not seed[["method", "device", "dtype", "calls", "clock", "synchronised"]]
+        .isna()
+        .any(axis=None)
+    )
+    notebooks = {path.stem for path in (project_root() / "notebooks").glob("*.ipynb")}
+    assert set(seed["notebook"]) <= notebooks
+
+
+def test_every_method_of_the_seed_is_one_of_our_notebooks():
+    for line in read_seed().to_dict("records"):
+        source = (project_root() / "notebooks" / f"{line['notebook']}.ipynb").read_text()
+        name = line["method"].removesuffix(" of x")
+        assert f'"{name}' in source.replace("\\", ""), line["method"]
+
+
+def test_then_and_now_joins_by_method_dtype_and_size():
+    now = then_and_now(rows_of(TODAY), read_seed())
+    layer = now[now["method"] == "nn.Linear"].set_index("where")["milliseconds"]
+    assert layer.to_dict() == {"2020, cuda": 0.141, "m, cpu": 4.0}
+    other = then_and_now(rows_of(TODAY, batch_size=1), read_seed())
+    assert set(other["machine"]) == {"2020"}
+
+
+def test_rankings_are_told_by_paired_ratios_and_their_noise():
+    lines = rankings(rows_of(TODAY), read_seed())
+    verdicts = dict(
+        zip(lines["slower"] + " over " + lines["faster in 2020"], lines["verdict"], strict=True)
+    )
+    assert verdicts == {
+        "W @ view (the seed's) over nn.Linear": "order reversed",
+        "element-wise, whole over nn.Linear": "order kept",
+        "element-wise, whole over W @ view (the seed's)": "order kept",
+    }
+    close = TODAY | {"W @ view (the seed's)": [0.00405] * 5}
+    lines = rankings(rows_of(close), read_seed())
+    assert lines["verdict"].iloc[0] == "not told apart"
+
+
+def test_a_method_that_was_not_timed_cannot_be_ranked():
+    rows = rows_of(TODAY)
+    missing = rows["method"] == "element-wise, whole"
+    rows.loc[missing, ["state", "seconds"]] = ["not supported", pd.NA]
+    lines = rankings(rows, read_seed())
+    assert lines["verdict"].tolist().count("cannot be made") == 2
+
+
+def test_published_rows_are_read_and_own_ones_for_their_owner_alone(tmp_path):
+    for place in ("a/cpu", "local/cuda", "quick/cpu", "a/all"):
+        folder = tmp_path / "data" / place
+        folder.mkdir(parents=True)
+        rows_of({place: [1.0]}).to_csv(folder / "02_x.csv", index=False)
+        (folder / "02_x.json").write_text("{}")
+    rows_of({"memory": [1.0]}).to_csv(tmp_path / "data/a/cpu/02_x.memory.csv", index=False)
+    assert set(read_all_rows(root=tmp_path)["method"]) == {"a/cpu", "local/cuda"}
+    assert set(read_all_rows("quick", tmp_path)["method"]) == {"a/cpu", "quick/cpu"}
+    assert set(read_all_rows("a", tmp_path)["method"]) == {"a/cpu"}
+    with pytest.raises(RecordError, match="posmat report"):
+        read_all_rows(root=tmp_path / "data")

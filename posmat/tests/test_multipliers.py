@@ -1,0 +1,354 @@
+"""Multipliers against their hardware definition, bit by bit, and the proofs of their factors."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from posmat.factorization import (
+    CertificateError,
+    Factorization,
+    digit_count,
+    digits,
+    factorize,
+    modular_rank,
+)
+from posmat.multipliers import (
+    CODES,
+    Gemm,
+    Multiplier,
+    find_multiplier,
+    multiplier_names,
+)
+
+
+def by_rows(weight: int, data: int, group: int, merge) -> int:
+    """A multiplier that merges its rows in groups, in plain Python."""
+    total = 0
+    for start in range(0, 8, group):
+        merged = 0
+        for i in range(start, start + group):
+            merged = merge(merged, data << i if weight >> i & 1 else 0)
+        total += merged
+    return total
+
+
+def kulkarni(weight: int, data: int, bits: int = 8) -> int:
+    """Kulkarni's multiplier by halves, down to blocks of 2 x 2 bits."""
+    if bits == 2:
+        return 7 if weight == data == 3 else weight * data
+    half = bits // 2
+    low = (1 << half) - 1
+    a, b, c, d = weight >> half, weight & low, data >> half, data & low
+    cross = kulkarni(a, d, half) + kulkarni(b, c, half)
+    return (kulkarni(a, c, half) << bits) + (cross << half) + kulkarni(b, d, half)
+
+
+DEFINITIONS = {
+    "exact": lambda w, x: w * x,
+    "or_pairs": lambda w, x: by_rows(w, x, 2, int.__or__),
+    "xor_pairs": lambda w, x: by_rows(w, x, 2, int.__xor__),
+    "or_fours": lambda w, x: by_rows(w, x, 4, int.__or__),
+    "kulkarni": kulkarni,
+    "truncated": lambda w, x: (w // 4 * 4) * (x // 4 * 4),
+}
+
+
+def gemm_table(gemm: Gemm) -> np.ndarray:
+    """What the int8 GEMMs multiply a weight and an input to, by their bytes."""
+    sign, magnitude = np.sign(CODES), np.abs(CODES)
+    table = np.zeros((256, 256), dtype=np.int64)
+    if gemm.linear is not None:
+        table += np.outer(gemm.linear.astype(int), CODES)
+    for weights, term, xor in gemm.bit_terms:
+        value = CODES ^ term.values(magnitude) if xor else sign * term.values(magnitude)
+        assert value.min() >= -128 and value.max() <= 127
+        table += np.outer(weights.astype(int), value)
+    for scale, (weights, inputs) in gemm.columns.items():
+        assert weights.dtype == inputs.dtype == np.int8
+        table += scale * (weights.astype(int) @ inputs.astype(int).T)
+    return table
+
+
+def admitted(multiplier: Multiplier):
+    return np.ix_(*((CODES > -128) | admits for admits in multiplier.admits))
+
+
+def low_rank(rank: int, size: int = 128, seed: int = 0, spread: int = 12) -> np.ndarray:
+    """A table whose error has that rank, zero where the convention asks, not symmetric."""
+    rng = np.random.default_rng(seed)
+    a = rng.integers(-spread, spread + 1, (size, rank))
+    b = rng.integers(-spread, spread + 1, (rank, size))
+    a[0], b[:, 0] = 0, 0
+    return np.outer(np.arange(size), np.arange(size)) + a @ b
+
+
+def test_every_shipped_multiplier_is_its_definition_for_all_65536_pairs():
+    assert set(multiplier_names()) == set(DEFINITIONS)
+    for name, definition in DEFINITIONS.items():
+        expected = [[definition(w, x) for x in range(256)] for w in range(256)]
+        assert find_multiplier(name).table.tolist() == expected, name
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_shipped_factors_and_gemms_are_the_table(name):
+    multiplier = find_multiplier(name)
+    multiplier.factorization.verify(multiplier.error[:129, :129])
+    assert np.array_equal(gemm_table(multiplier.gemm), multiplier.operand_table)
+    signs = np.outer(np.sign(CODES), np.sign(CODES))
+    magnitudes = np.abs(CODES)
+    expected = signs * multiplier.table[np.ix_(magnitudes, magnitudes)]
+    assert np.array_equal(multiplier.operand_table, expected)
+
+
+def test_ranks_and_costs_of_the_shipped():
+    ranks = {name: find_multiplier(name).rank for name in multiplier_names()}
+    assert ranks == {
+        "exact": 0, "or_pairs": 1, "xor_pairs": 1, "or_fours": 7, "kulkarni": 1, "truncated": 2,
+    }  # fmt: skip
+    costs = {name: find_multiplier(name).gemm.count for name in multiplier_names()}
+    assert costs == {
+        "exact": 1, "or_pairs": 2, "xor_pairs": 2, "or_fours": 8, "kulkarni": 2, "truncated": 1,
+    }  # fmt: skip
+
+
+def test_the_shipped_need_no_lattice_reduction():
+    # A process of its own, in which python-flint cannot be imported.
+    code = (
+        "import sys; sys.modules['flint'] = None\n"
+        "from posmat.multipliers import find_multiplier, multiplier_names\n"
+        "for name in multiplier_names():\n"
+        "    found = find_multiplier(name); found.rank, found.gemm, found.exact_when()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_closed_forms_of_the_pairs():
+    w, x = np.arange(256)[:, None], np.arange(256)[None]
+    h = w & (w >> 1) & 0b01010101
+    g = x & (x << 1)
+    assert np.array_equal(find_multiplier("or_pairs").table, w * x - h * g)
+    assert np.array_equal(find_multiplier("xor_pairs").table, w * x - 2 * h * g)
+    blocks = 2 * h * (x & (x >> 1) & 0b01010101)
+    assert np.array_equal(find_multiplier("kulkarni").table, w * x - blocks)
+
+
+def test_exact_when():
+    def kinds(name):
+        return find_multiplier(name).exact_when()
+
+    everywhere = dict.fromkeys(("weight", "input", "either", "both"), True)
+    nowhere = dict.fromkeys(everywhere, False)
+    for name in ("exact", "or_pairs", "xor_pairs", "kulkarni"):
+        assert kinds(name) == {"Fibonacci code": everywhere, "power of two": everywhere}
+    assert kinds("or_fours") == {"Fibonacci code": nowhere, "power of two": everywhere}
+    assert kinds("truncated") == {"Fibonacci code": nowhere, "power of two": nowhere}
+    # Exact by one operand only, and by both together only.
+    fib = np.array(["11" not in f"{v:b}" for v in range(129)])
+    by_weight = Multiplier.from_function(lambda w, x: w * x + (~fib[w]) * (x > 0))
+    assert by_weight.exact_when()["Fibonacci code"] == {
+        "weight": True, "input": False, "either": False, "both": True,
+    }  # fmt: skip
+    by_both = Multiplier.from_function(lambda w, x: w * x + (~fib[w] | ~fib[x]) * (x > 0) * (w > 0))
+    assert by_both.exact_when()["Fibonacci code"] == {
+        "weight": False, "input": False, "either": False, "both": True,
+    }  # fmt: skip
+
+
+def test_exact_weights_are_those_without_an_aligned_pair_of_ones():
+    exact = find_multiplier("or_pairs").exact_weights
+    expected = [abs(v) & abs(v) >> 1 & 0x55 == 0 for v in CODES.tolist()]
+    assert exact.tolist() == expected
+    # A weight of -128 is not known to be exact where the table does not hold it.
+    table = np.outer(np.arange(128), np.arange(128))
+    assert Multiplier.from_table(table, convention="sign-magnitude").exact_weights.sum() == 255
+
+
+def test_statistics_are_those_of_a_loop_over_pairs():
+    multiplier = find_multiplier("or_fours")
+    weights, inputs = [0, 3, 7, 127, 255], [0, 1, 6, 99]
+    definition = DEFINITIONS["or_fours"]
+    errors = [definition(w, x) - w * x for w in weights for x in inputs]
+    relative = [abs(definition(w, x) - w * x) / (w * x) for w in weights for x in inputs if w * x]
+    found = multiplier.statistics(weights, inputs)
+    assert found.pairs == 20
+    assert found.probability == pytest.approx(sum(e != 0 for e in errors) / 20)
+    assert found.mean == pytest.approx(sum(map(abs, errors)) / 20)
+    assert found.max == max(map(abs, errors)) > 0
+    assert found.bias == pytest.approx(sum(errors) / 20) and found.bias < 0
+    assert found.mean_relative == pytest.approx(sum(relative) / len(relative))
+    whole = multiplier.statistics()
+    assert whole.pairs == 65536 and whole.max == int(np.abs(multiplier.error).max())
+    with pytest.raises(ValueError, match="weight 256 is not in the table"):
+        multiplier.statistics([256])
+    with pytest.raises(ValueError, match="no operand pairs"):
+        multiplier.statistics([])
+
+
+def test_signed_statistics_index_by_the_operand():
+    rng = np.random.default_rng(5)
+    table = rng.integers(-100, 100, (256, 256))
+    multiplier = Multiplier.from_table(table, convention="signed")
+    found = multiplier.statistics([-128], [127])
+    assert found.bias == table[0, 255] - (-128 * 127)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 7, 31, 63])
+def test_random_tables_have_their_rank_and_a_proved_factorization(rank):
+    multiplier = Multiplier.from_table(low_rank(rank), convention="sign-magnitude")
+    assert multiplier.rank == multiplier.rank_bound == rank
+    multiplier.factorization.verify(multiplier.error)
+    cells = admitted(multiplier)
+    assert np.array_equal(gemm_table(multiplier.gemm)[cells], multiplier.operand_table[cells])
+
+
+def test_rank_100_and_full_rank_and_32_bits():
+    rng = np.random.default_rng(2)
+    full = rng.integers(-(2**31), 2**31, (128, 128))
+    full[0], full[:, 0] = 0, 0
+    found = Multiplier.from_table(full, convention="sign-magnitude")
+    assert found.rank == 127
+    cells = admitted(found)
+    assert np.array_equal(gemm_table(found.gemm)[cells], found.operand_table[cells])
+    hundred = factorize(low_rank(80, 96, spread=3) - np.outer(range(96), range(96)), False)
+    assert hundred.rank == 80
+
+
+def test_a_signed_table_is_factorized_as_it_is():
+    rng = np.random.default_rng(4)
+    operands = np.arange(-128, 128)
+    table = np.outer(operands, operands) + rng.integers(-9, 9, (256, 3)) @ rng.integers(
+        -999, 999, (3, 256)
+    )
+    multiplier = Multiplier.from_table(table, convention="signed")
+    assert multiplier.rank == 3
+    assert np.array_equal(gemm_table(multiplier.gemm), multiplier.operand_table)
+
+
+def test_a_product_of_lower_rank_than_its_error_is_taken_directly():
+    magnitude = np.arange(128)
+    table = np.outer(magnitude & ~3, magnitude & ~3)
+    multiplier = Multiplier.from_table(table, convention="sign-magnitude")
+    assert multiplier.rank == 2 and multiplier.gemm.count == 1
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (5, 100), (127, 127)])
+def test_the_certificate_fails_when_one_cell_is_changed(cell):
+    error = low_rank(6) - np.outer(range(128), range(128))
+    found = factorize(error)
+    found.verify(error)
+    error[cell] += 1
+    with pytest.raises(CertificateError, match=rf"cell \[{cell[0]}, {cell[1]}\]"):
+        found.verify(error)
+
+
+def test_the_certificate_fails_when_a_factor_is_superfluous():
+    error = low_rank(2) - np.outer(range(128), range(128))
+    found = factorize(error)
+    split = Factorization(
+        np.concatenate([found.weight_factor, found.weight_factor[:, :1]], axis=1),
+        np.concatenate([found.input_factor, 0 * found.input_factor[:1]]),
+    )
+    with pytest.raises(CertificateError, match="3 factors"):
+        split.verify(error)
+
+
+def test_rank_is_not_that_of_floats():
+    # Numerically of rank 1, exactly of rank 2.
+    table = np.full((3, 3), 2**31 - 1, dtype=np.int64)
+    table[2, 2] -= 1
+    assert modular_rank(table) == 2
+    # A multiple of the first prime vanishes modulo it, and not modulo the next.
+    assert modular_rank(np.eye(2, dtype=np.int64) * (2**31 - 1)) == 2
+
+
+def test_digits_are_balanced_and_as_few_as_they_can_be():
+    for limit, count in ((127, 1), (128, 2), (127 * 256, 2), (127 * 256 + 1, 3)):
+        assert digit_count(np.array([limit])) == digit_count(np.array([-limit])) == count
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.integers(-(2**40), 2**40, 1000), np.arange(-70000, 70000)])
+    parts = digits(values)
+    assert all(part.dtype == np.int8 and part.min() >= -127 for part in parts)
+    assert np.array_equal(sum(p.astype(np.int64) * 255**i for i, p in enumerate(parts)), values)
+
+
+def test_from_function_is_called_as_weight_and_input():
+    multiplier = Multiplier.from_function(lambda weight, data: weight * (data & ~1), "odd")
+    assert multiplier.name == "odd" and multiplier.table.shape == (129, 129)
+    assert multiplier.table[3, 7] == 18 and multiplier.table[7, 3] == 14
+    signed = Multiplier.from_function(lambda w, x: w - 2 * x, convention="signed")
+    assert signed.table[0, 0] == -128 + 256 and signed.operand_table[1, 255] == 1 + 2
+
+
+@pytest.mark.parametrize("ending", [".npy", ".csv"])
+def test_from_table_reads_files(tmp_path, ending):
+    table = low_rank(3)
+    path = tmp_path / f"mine{ending}"
+    if ending == ".npy":
+        np.save(path, table)
+    else:
+        np.savetxt(path, table, delimiter=",", fmt="%d")
+    for given in (path, str(path)):
+        read = Multiplier.from_table(given, convention="sign-magnitude")
+        assert read.name == "mine" and np.array_equal(read.table, table)
+
+
+def test_the_table_is_a_read_only_copy():
+    table = low_rank(1)
+    multiplier = Multiplier.from_table(table, convention="sign-magnitude")
+    table[5, 5] += 1
+    assert multiplier.table[5, 5] == table[5, 5] - 1
+    with pytest.raises(ValueError, match="read-only"):
+        multiplier.table[5, 5] = 0
+
+
+def changed(row: int, column: int, value, dtype=np.int64, size: int = 128) -> np.ndarray:
+    table = np.outer(np.arange(size), np.arange(size)).astype(dtype)
+    table[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "convention", "error", "words"),
+    [
+        (np.zeros((128, 127)), "sign-magnitude", ValueError, r"shape \(128, 127\)"),
+        (np.zeros((127, 128), int), "sign-magnitude", ValueError, r"shape \(127, 128\)"),
+        (np.zeros((128, 128), int), "unsigned", ValueError, "256 x 256"),
+        (np.zeros((128, 128), int), "signed", ValueError, "256 x 256"),
+        (np.zeros(128, int), "sign-magnitude", ValueError, "shape"),
+        (changed(3, 7, 2.5, float), "sign-magnitude", ValueError, "2.5 for weight 3 and input 7"),
+        (changed(3, 7, np.nan, float), "sign-magnitude", ValueError, "nan for weight 3"),
+        (changed(9, 4, 2**31), "sign-magnitude", ValueError, "weight 9 and input 4.*32 bits"),
+        (changed(9, 4, -(2**31) - 1), "sign-magnitude", ValueError, "weight 9 and input 4"),
+        (changed(0, 4, 1), "sign-magnitude", ValueError, "weight 0 and input 4.*must be 0"),
+        (changed(8, 0, 1, size=256), "unsigned", ValueError, "weight 8 and input 0.*must be 0"),
+        (changed(8, 0, 2**40, size=256), "signed", ValueError, "weight -120 and input -128"),
+        (changed(1, 1, 1, bool), "sign-magnitude", TypeError, "bool"),
+        (changed(1, 1, 1), "sign-magnitud", ValueError, "did you mean 'sign-magnitude'"),
+        (changed(1, 1, 1), None, ValueError, "convention= is not given"),
+    ],
+)
+def test_a_bad_table_is_refused_by_its_first_cell(table, convention, error, words):
+    with pytest.raises(error, match=words):
+        Multiplier.from_table(table, convention=convention)
+
+
+def test_bad_files_functions_and_names_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no table at"):
+        Multiplier.from_table(tmp_path / "none.csv", convention="unsigned")
+    (tmp_path / "words.csv").write_text("weight,input\n1,two\n")
+    with pytest.raises(ValueError, match="table of numbers"):
+        Multiplier.from_table(tmp_path / "words.csv", convention="unsigned")
+    with pytest.raises(ValueError, match=r"neither an \.npy nor a \.csv"):
+        Multiplier.from_table(tmp_path / "table.txt", convention="unsigned")
+    with pytest.raises(TypeError, match="not callable"):
+        Multiplier.from_function(3)
+    with pytest.raises(ValueError, match="one product for each pair"):
+        Multiplier.from_function(lambda w, x: 0)
+    with pytest.raises(ValueError, match="did you mean 'or_pairs'"):
+        find_multiplier("or_pair")
+    with pytest.raises(ValueError, match="The names are exact"):
+        find_multiplier("zzz")
+    with pytest.raises(TypeError, match="int is not a multiplier"):
+        find_multiplier(3)

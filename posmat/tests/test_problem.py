@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from posmat.problem import ProblemSize, check_operands, random_operands
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, "3", None, True])
+@pytest.mark.parametrize("place", range(3))
+def test_a_size_is_a_whole_number_above_0(bad, place):
+    sizes = [4, 4, 4]
+    sizes[place] = bad
+    with pytest.raises(ValueError, match="whole number above 0"):
+        ProblemSize(*sizes)
+
+
+def test_counts():
+    size = ProblemSize(batch_size=2, out_features=3, in_features=5)
+    assert size.partial_products == 30
+    assert size.flops == 60
+
+
+def test_operands_have_the_shapes_and_reach_both_ends(device):
+    X, W = random_operands(ProblemSize(64, 32, 500), device=device)
+    assert X.shape == (64, 500) and W.shape == (32, 500)
+    assert X.dtype == W.dtype == torch.int8 and X.device.type == device
+    assert X.min() == -127 and X.max() == 127  # 32,000 draws of 255 values
+    X, _ = random_operands(ProblemSize(64, 32, 500), device=device, low=-128, high=126)
+    assert X.min() == -128 and X.max() == 126
+
+
+def test_operands_depend_on_the_seed_only(device):
+    size = ProblemSize(3, 4, 5)
+    X, W = random_operands(size, seed=7, device=device)
+    X_again, W_again = random_operands(size, seed=7)
+    assert torch.equal(X.cpu(), X_again) and torch.equal(W.cpu(), W_again)
+    assert not torch.equal(X_again, random_operands(size, seed=8)[0])
+
+
+def test_floating_operands_are_normal():
+    X, _ = random_operands(ProblemSize(100, 1, 1000), dtype=torch.float32)
+    assert X.dtype == torch.float32
+    assert abs(X.mean()) < 0.02 and abs(X.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 0), (-129, 0), (0, 128)])
+def test_a_range_that_the_dtype_cannot_hold_is_refused(low, high):
+    with pytest.raises(ValueError, match=r"-128\.\.127"):
+        random_operands(ProblemSize(1, 1, 1), low=low, high=high)
+
+
+def test_operands_that_do_not_fit_are_refused_by_name():
+    x, w = torch.zeros(2, 3, dtype=torch.int8), torch.zeros(4, 5, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"in_features=3 .* in_features=5"):
+        check_operands(x, w)
+    with pytest.raises(TypeError, match=r"torch\.float32 .* torch\.int8"):
+        check_operands(x.float(), x)
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        check_operands(x[0], x)

@@ -1,0 +1,149 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from posmat.memory import peak_memory
+from posmat.problem import ProblemSize, random_operands
+from posmat.products import (
+    FLOAT32_MAX_IN_FEATURES,
+    INT32_MAX_IN_FEATURES,
+    accumulator_dtype,
+    elementwise_product,
+    integer_product,
+    linear_product,
+    sign_magnitude_product,
+    unblocked_sign_magnitude_product,
+)
+from posmat.signmag import to_sign_magnitude
+
+EXACT = [elementwise_product, sign_magnitude_product, unblocked_sign_magnitude_product]
+METHODS = [*EXACT, linear_product, integer_product]  # the layer is exact at these small K
+SIZES = [(1, 1, 1), (3, 5, 7), (17, 1, 130), (1, 33, 64), (40, 600, 9), (2, 3, 1024)]
+CORNERS = torch.tensor([-128, -127, -1, 0, 1, 127], dtype=torch.int8)
+
+
+def by_hand(x, w):
+    """The product in Python's own integers."""
+    x, w = x.tolist(), w.tolist()
+    return [[sum(a * b for a, b in zip(u, v, strict=True)) for v in w] for u in x]
+
+
+def test_the_reference_is_the_product_in_pythons_integers(device):
+    X, W = random_operands(ProblemSize(5, 6, 300), device=device, low=-128, high=127)
+    assert integer_product(X, W).dtype == torch.int64
+    assert integer_product(X, W).tolist() == by_hand(X, W)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_every_method_on_irregular_sizes(method, sizes, device):
+    X, W = random_operands(ProblemSize(*sizes), device=device, low=-128, high=127)
+    y = method(X, W)
+    assert y.shape == sizes[:2]
+    assert torch.equal(y.long(), integer_product(X, W))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
+def test_every_method_on_empty_operands(method, shape, device):
+    M, N, K = shape
+    x = torch.zeros(M, K, dtype=torch.int8, device=device)
+    w = torch.zeros(N, K, dtype=torch.int8, device=device)
+    y = method(x, w)
+    assert y.shape == (M, N) and not y.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_all_corners(method, device):
+    pairs = torch.cartesian_prod(CORNERS, CORNERS).to(device)  # (36, 2)
+    x, w = pairs[:, :1], pairs[:, 1:]
+    assert method(x, w).tolist() == by_hand(x, w)
+    x, w = pairs.T.contiguous()[:1], pairs.T.contiguous()[1:]
+    assert method(x, w).tolist() == by_hand(x, w)
+
+
+@pytest.mark.parametrize("method", EXACT)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.integers(1, 200), st.randoms())
+def test_blocks_of_any_size_give_the_same(method, M, N, K, block_elements, random):
+    corners = CORNERS.tolist()
+    x = torch.tensor([[random.choice(corners) for _ in range(K)] for _ in range(M)])
+    w = torch.tensor([[random.choice(corners) for _ in range(K)] for _ in range(N)])
+    x, w = x.reshape(M, K).to(torch.int8), w.reshape(N, K).to(torch.int8)
+    arguments = (
+        {} if method is unblocked_sign_magnitude_product else {"block_elements": block_elements}
+    )
+    assert method(x, w, **arguments).tolist() == by_hand(x, w)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strided_operands(method, device):
+    X, W = random_operands(ProblemSize(6, 8, 10), device=device)
+    x, w = X.T.contiguous().T, W[:1].expand(8, 10)
+    assert torch.equal(method(x, w).long(), integer_product(X, W[:1].repeat(8, 1)))
+
+
+@pytest.mark.parametrize("method", [sign_magnitude_product, unblocked_sign_magnitude_product])
+def test_weights_split_before_give_the_same(method, device):
+    X, W = random_operands(ProblemSize(4, 5, 60), device=device, low=-128, high=127)
+    assert torch.equal(method(X, to_sign_magnitude(W)), method(X, W))
+
+
+def test_the_float32_bound_from_both_sides():
+    """K = 1,024 is exact for any int8 operands; past it the worst ones are rounded."""
+    worst = torch.full((1, FLOAT32_MAX_IN_FEATURES), -128, dtype=torch.int8)
+    assert linear_product(worst, worst).item() == 2**24
+    odd = torch.full((1, FLOAT32_MAX_IN_FEATURES), 127, dtype=torch.int8)
+    assert linear_product(odd, odd).item() == integer_product(odd, odd).item()
+    # 2**24 + 1 is the first integer that float32 does not hold.
+    one = torch.ones(1, 1, dtype=torch.int8)
+    past = torch.cat([worst, one], dim=1)
+    assert integer_product(past, past).item() == 2**24 + 1
+    assert linear_product(past, past).item() != 2**24 + 1
+
+
+def test_the_int32_bound_from_both_sides():
+    assert accumulator_dtype(INT32_MAX_IN_FEATURES) == torch.int32
+    assert accumulator_dtype(INT32_MAX_IN_FEATURES + 1) == torch.int64
+    for K in (INT32_MAX_IN_FEATURES, INT32_MAX_IN_FEATURES + 1):
+        x = torch.full((1, 1), -128, dtype=torch.int8).expand(1, K)
+        for method in (elementwise_product, sign_magnitude_product):
+            y = method(x, x)
+            assert y.dtype == accumulator_dtype(K)
+            assert y.item() == K * 128 * 128
+    assert INT32_MAX_IN_FEATURES * 128 * 128 < 2**31 <= (INT32_MAX_IN_FEATURES + 1) * 128 * 128
+
+
+def test_floating_operands(device):
+    X, W = random_operands(ProblemSize(4, 5, 300), dtype=torch.float32, device=device)
+    exact = X.double() @ W.double().T
+    bound = 300 * 2**-23 * (X.double().abs() @ W.double().abs().T)
+    for method in (linear_product, elementwise_product):
+        y = method(X, W)
+        assert y.dtype == torch.float32
+        assert ((y - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_operands_that_do_not_fit_are_refused(method):
+    x, w = torch.zeros(2, 3, dtype=torch.int8), torch.zeros(2, 4, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"in_features=3 .* in_features=4"):
+        method(x, w)
+    with pytest.raises(TypeError):
+        method(x.short(), x)
+
+
+def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
+    """268 million partial products are 1 GB as int32; in blocks both forms stay below 64 MB."""
+    forms = ("elementwise_product", "sign_magnitude_product", "unblocked_sign_magnitude_product")
+    rows = peak_memory({form: f"products.{form}" for form in forms}, ProblemSize(1024, 1024, 256))
+    peak = rows.set_index("method")["peak_bytes"]
+    assert rows["operand_bytes"].tolist() == [2 * 1024 * 256] * 3
+    assert peak[list(forms[:2])].max() <= 64e6
+    assert peak[forms[2]] >= 5 * 1024 * 1024 * 256
+
+
+def test_memory_that_cannot_be_measured_is_said():
+    with pytest.raises(RuntimeError, match="no_such_product"):
+        peak_memory({"x": "products.no_such_product"}, ProblemSize(1, 1, 1))

@@ -1,0 +1,110 @@
+"""What a fresh clone must have: clean sources, versions in one place, a set-up that says why."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TEXTS = [
+    path
+    for path in subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    if path.endswith((".py", ".md", ".toml", ".txt", ".yml", ".cff", ".ipynb", "Makefile"))
+]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_source_notebooks_are_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert "papermill" not in notebook.metadata
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and code[0] is tagged[0]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_typed_literals_with_a_meaning(path):
+    notebook = nbformat.read(path, as_version=4)
+    source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    for line, text in zip(ast.parse(source).body, source.splitlines(), strict=True):
+        assert isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Constant), text
+        assert line.annotation.id in ("int", "float", "str", "bool"), text
+        assert type(line.value.value).__name__ == line.annotation.id, text
+        assert re.search(r"  # .{5}", text), text
+
+
+def test_versions_are_pinned_in_one_place():
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert "torch==2.13.0\n" in constraints
+    pins = [line for line in constraints.splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", pin) for pin in pins)
+    for name in ("pyproject.toml", "environment.yml", "Makefile", "README.md"):
+        assert "2.13.0" not in (ROOT / name).read_text(), name
+    assert '"torch>=2.9"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_environment_installs_the_package_at_the_pinned_versions():
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    listed = [line.strip() for line in lines if line.strip().startswith("- ")]
+    assert listed[-2:] == ["- -c constraints.txt", "- -e ."]
+    assert listed[-4:-2] == ["- pip", "- pip:"]
+
+
+def test_no_text_names_a_registry_or_a_home():
+    words = ["pypi" + ".org", "files.python" + "hosted", "/work" + "/", "/root" + "/"]
+    for path in TEXTS:
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not [word for word in words if word in text], path
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        ("sys.version_info = (3, 10, 2)", "needs Python 3.11 or newer, and"),
+        ("sys.modules['ensurepip'] = None", "needs the venv module, and"),
+    ],
+)
+def test_a_python_that_will_not_do_is_refused_in_one_sentence(tmp_path, old, message):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\n{old}\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "-C", str(tmp_path), "test", f"PYTHON={python}"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_driver_does_not_load_torch():
+    code = (
+        "import sys, posmat.report.cli, posmat.report.runner, posmat.figures, posmat.records; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_there_and_an_unknown_one_is_refused():
+    import posmat
+
+    for name in posmat.__all__:
+        assert getattr(posmat, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = posmat.no_such_name

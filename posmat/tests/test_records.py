@@ -1,0 +1,156 @@
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from posmat import records
+from posmat.records import (
+    JOB_VARIABLE,
+    RecordError,
+    claim_machine,
+    folder_of,
+    make_folder,
+    promote,
+    read_rows,
+    replacing,
+    rows_hash,
+    start_run,
+    variant,
+)
+
+NAME = "05_positive_matrix_product"
+DEFAULTS = {"device": "cpu", "batch_size": 256, "dtype": "float32", "output_dir": ""}
+
+
+def test_a_variant_is_made_from_what_differs():
+    assert variant(DEFAULTS, DEFAULTS) == ""
+    changed = DEFAULTS | {"batch_size": 64, "dtype": "int8", "device": "cuda", "output_dir": "x"}
+    assert variant(changed, DEFAULTS) == "-batch_size=64-dtype=int8"
+    names = {variant({"path": value}, {"path": ""}) for value in ("a/b", "a_b", "a b", -5, "5")}
+    assert len(names) == 5 and "-path=a_b" in names, "two values never have one name"
+    long = [variant({f"name_{i}": "x" * 99 for i in range(k)}, {}) for k in (8, 9)]
+    assert len(set(long)) == 2 and max(map(len, long)) <= 150
+
+
+def test_each_file_has_its_folder(tmp_path):
+    places = {
+        "05_x.csv": "data/m/cpu",
+        "05_x.json": "data/m/cpu",
+        "05_x.memory.csv": "data/m/cpu",
+        "05_x.table.csv": "reports/m/cpu",
+        "05_x.ipynb": "reports/m/cpu",
+        "05_x.html": "reports/m/cpu",
+        "x-m-cpu.svg": "reports/figures",
+    }
+    for file, place in places.items():
+        assert folder_of(tmp_path, file, "m", "cpu") == tmp_path / place
+
+
+def test_a_machine_that_belongs_to_another_host_is_refused(tmp_path):
+    claim_machine(tmp_path, "mine")
+    claim_machine(tmp_path, "mine")
+    mark = tmp_path / "data" / "mine" / "host.json"
+    mark.write_text(json.dumps({"host_identity": "other", "processor": "Another Processor"}))
+    before = mark.read_bytes()
+    with pytest.raises(RecordError, match=r"another host .*Another Processor.*--machine"):
+        claim_machine(tmp_path, "mine")
+    assert mark.read_bytes() == before
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(RecordError, match="cannot be made"):
+        make_folder(tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_what_is_interrupted_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.csv"]
+
+
+def test_promotion_is_all_or_nothing(tmp_path):
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (staging / name).write_text("new")
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "a.csv").write_text("old")
+    (tmp_path / "wall").write_text("")
+    with pytest.raises(RecordError):
+        promote(staging, lambda file: good if file == "a.csv" else tmp_path / "wall" / "below")
+    assert (good / "a.csv").read_text() == "old" and os.listdir(good) == ["a.csv"]
+    promote(staging, lambda file: good)
+    assert (good / "a.csv").read_text() == "new" and sorted(os.listdir(good)) == ["a.csv", "b.csv"]
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    rows = pd.DataFrame(
+        {
+            "seconds": [0.1 + 0.2, 1e-7 / 3, None],
+            "exact": [True, False, None],
+            "round": [0, 1, None],
+            "method": ["a", "b", "c"],
+            "why": [None, None, "text, with a comma"],
+        }
+    ).convert_dtypes()
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    pd.testing.assert_frame_equal(read_rows(tmp_path / "rows.csv"), rows)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    with pytest.raises(RecordError, match=r"gone\.csv"):
+        read_rows(tmp_path / "gone.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(RecordError, match=r"empty\.csv"):
+        read_rows(tmp_path / "empty.csv")
+
+
+def rows(value, run=0):
+    return pd.DataFrame({"run": [run], "seconds": [value]}).convert_dtypes()
+
+
+def test_a_run_keeps_rows_and_provenance_that_belong_together(tmp_path):
+    namespace = {"device": "cpu", "batch_size": 64, "rounds": 30, "unrelated": 1}
+    run = start_run(NAME, "cpu", namespace, str(tmp_path))
+    assert run.stem == f"{NAME}-batch_size=64"
+    run.save(rows(1.0), frames={"memory": rows(2.0)}, table=rows(3.0))
+    assert sorted(os.listdir(tmp_path)) == [
+        f"{run.stem}.csv",
+        f"{run.stem}.json",
+        f"{run.stem}.memory.csv",
+        f"{run.stem}.table.csv",
+    ]
+    facts = json.loads((tmp_path / f"{run.stem}.json").read_text())
+    assert facts["rows_sha256"] == rows_hash(tmp_path / f"{run.stem}.csv")
+    assert facts["parameters"] == {"device": "cpu", "batch_size": 64, "rounds": 30}
+    assert facts["host"]["processor"] and facts["device"]["torch"]
+
+
+def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
+    for index in range(3):
+        job = {"machine": "m", "run": index, "stem": NAME, "output_dir": str(tmp_path)}
+        monkeypatch.setenv(JOB_VARIABLE, json.dumps(job))
+        run = start_run(NAME, "cpu", {"device": "cpu"})
+        run.save(run.pool(rows(float(index), index)))
+    assert read_rows(tmp_path / f"{NAME}.csv")["run"].tolist() == [0, 1, 2]
+    assert json.loads((tmp_path / f"{NAME}.json").read_text())["runs"] == 3
+
+
+def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "project_root", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    start_run(NAME, "cpu", {}).save(rows(1.0))
+    assert (tmp_path / "posmat-output" / f"{NAME}.csv").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_before_measuring(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(RecordError, match="cannot be made"):
+        start_run(NAME, "cpu", {}, str(tmp_path / "file"))

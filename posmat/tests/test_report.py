@@ -1,0 +1,191 @@
+"""The driver on the real notebooks at small sizes, and what a user may get wrong."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from posmat.records import QUICK, read_rows, rows_hash
+from posmat.report import cli, progress
+from posmat.report.parameters import UsageError, convert, read_parameters
+from posmat.report.runner import find_notebooks, plan, run_job
+from posmat.tests.tiny import make_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+JOBS = plan(find_notebooks(NOTEBOOKS, []), ["cpu"], QUICK)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A project's folder that the jobs fill in their order: the last one reads the others' rows."""
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_every_notebook_runs_and_leaves_its_files(job, root):
+    outcome = run_job(job, root)
+    assert (outcome.state, outcome.message) == ("done", "")
+    data, reports = (root / kind / QUICK / job.device for kind in ("data", "reports"))
+    rows, facts = data / f"{job.stem}.csv", json.loads((data / f"{job.stem}.json").read_text())
+    assert facts["rows_sha256"] == rows_hash(rows) and len(read_rows(rows)) == facts["rows"] > 0
+    executed = nbformat.read(reports / f"{job.stem}.ipynb", as_version=4)
+    assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    said = [output for output in outputs if output.get("name") == "stderr"]
+    assert not said, "a report has results in it, not warnings"
+    text = (reports / f"{job.stem}.ipynb").read_text()
+    assert str(root) not in text and str(ROOT) not in text
+    page = (reports / f"{job.stem}.html").read_text()
+    assert "<script" not in page and 'src="http' not in page and "<link" not in page
+    assert 'src="data:image/png' in page and 'alt="No description' not in page
+    assert (reports / f"{job.stem}.table.csv").exists()
+    assert run_job(job, root, force=False).state == "skipped"
+    assert len(list((root / "reports" / "figures").glob("*.svg"))) >= 1
+
+
+def test_notebooks_are_found_by_number_and_name():
+    names = ["05", "5", "05_positive_matrix_product", "positive_matrix_product"]
+    names.append("notebooks/05_positive_matrix_product.ipynb")
+    for name in names:
+        assert [p.stem for p in find_notebooks(NOTEBOOKS, [name])] == ["05_positive_matrix_product"]
+    assert find_notebooks(NOTEBOOKS, []) == sorted(NOTEBOOKS.glob("*.ipynb"))
+    with pytest.raises(UsageError, match="05_positive_matrix_product"):
+        find_notebooks(NOTEBOOKS, ["05_positve_matrix"])
+
+
+def test_parameters_are_converted_and_name_the_variant():
+    notebook = find_notebooks(NOTEBOOKS, ["5"])
+    (job,) = plan(notebook, ["cpu"], "m", [("batch_size", "64"), ("output_dir", ""), ("seed", "0")])
+    assert job.parameters["batch_size"] == 64
+    assert job.stem == "05_positive_matrix_product-batch_size=64"
+    with pytest.raises(UsageError, match="did you mean batch_size"):
+        plan(notebook, ["cpu"], "m", [("batchsize", "64")])
+    with pytest.raises(UsageError, match="'abc' is none"):
+        plan(notebook, ["cpu"], "m", [("batch_size", "abc")])
+
+
+def test_a_comma_makes_a_grid_and_every_job_has_its_own_name(tmp_path):
+    lines = ["device: str = 'cpu'  # where", "n: int = 1  # of", "of: str = 'a,b'  # list"]
+    notebook = make_notebook(
+        tmp_path, "90_grid", parameters="\n".join([*lines, "to: str = ''  # x"])
+    )
+    jobs = plan([notebook], ["cpu", "cuda"], "m", [("n", "1,2,3"), ("to", r"x,y\,z")])
+    assert len({(job.stem, job.device) for job in jobs}) == len(jobs) == 12
+    assert {job.parameters["to"] for job in jobs} == {"x", "y,z"}
+    assert "90_grid-n=3-to=x" in {job.stem for job in jobs}
+    # A text whose default holds a comma is one value; giving it again makes the grid.
+    jobs = plan([notebook], ["cpu"], "m", [("of", "1,2"), ("of", "3,4")])
+    assert [job.parameters["of"] for job in jobs] == ["1,2", "3,4"]
+
+
+def test_a_job_takes_plain_values_only(tmp_path):
+    notebook = make_notebook(tmp_path, "90_plain")
+    with pytest.raises(UsageError, match=r"value: int .* is none"):
+        convert("value", np.int64(3), read_parameters(notebook), "90_plain")
+    declared = make_notebook(tmp_path, "91_odd", parameters="sizes: list = [1, 2]  # of")
+    with pytest.raises(UsageError, match="91_odd has the parameter 'sizes: list"):
+        read_parameters(declared)
+    declared.write_text("{")
+    with pytest.raises(UsageError, match="cannot be read as a notebook"):
+        read_parameters(declared)
+
+
+def test_parameters_are_listed(capsys):
+    assert cli.main(["report", "05", "--parameters"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "05_positive_matrix_product" and lines[1].split()[0] == "name"
+    (line,) = [line for line in lines if line.split()[0] == "batch_size"]
+    assert line.split()[:3] == ["batch_size", "int", "256"] and line.endswith("M, rows of X")
+
+
+class Stream(io.StringIO):
+    """A stream that is a terminal, or none."""
+
+    terminal = False
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatch):
+    monkeypatch.setattr(progress, "LONG_S", 0)
+    texts = {}
+    for terminal in (True, False):
+        stream = Stream()
+        stream.terminal = terminal
+        shown = progress.Progress(stream=stream)
+        with shown.of("[1/2] 05 on cpu", 125):
+            shown.cell(2, 5, "x = 1")
+            time.sleep(1.3)
+        texts[terminal] = stream.getvalue()
+    now = r"\[1/2\] 05 on cpu: cell 2 of 5 \(x = 1\), \d+ s of about 2 min 5 s"
+    assert re.fullmatch(rf"\r\x1b\[K{now}\r\x1b\[K", texts[True])
+    began = r"\[1/2\] 05 on cpu, about 2 min 5 s as last time"
+    assert re.fullmatch(rf"{began}\n{now}\n", texts[False])
+    quiet = progress.Progress(quiet=True, stream=Stream())
+    with quiet.of("[1/2]", None):
+        quiet.say("told")
+    quiet.say("failed", always=True)
+    assert quiet.stream.getvalue() == "failed\n"
+    assert [progress.seconds(n) for n in (8.4, 125, 11_040)] == ["8 s", "2 min 5 s", "3 h 4 min"]
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
+    notebook = find_notebooks(NOTEBOOKS, ["1"])[0]
+    sizes = {"out_features": 4, "in_features": 8, "rounds": 1, "output_dir": "results"}
+    words = [word for name, value in sizes.items() for word in ("-p", name, str(value))]
+    command = ["-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar", *words]
+    done = subprocess.run(
+        [sys.executable, *command], check=False, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (rows,) = [p for p in (tmp_path / "results").glob("01_*.csv") if p.name.count(".") == 1]
+    facts = json.loads(rows.with_suffix(".json").read_text())
+    assert facts["parameters"]["in_features"] == 8 and "key" not in facts
+    assert rows_hash(rows) == facts["rows_sha256"]
+    assert not [path for path in (tmp_path / "results").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["report", "99"], 2, "no notebook '99'"),
+        (["report", "05", "-p", "batchsize=1"], 2, "did you mean batch_size"),
+        (["report", "05", "-p", "batch_size"], 2, "NAME=VALUE"),
+        (["report", "05", "--machine", "A/b"], 2, "is no name"),
+        (["report", "05", "--machine", "quick"], 2, "keeps for itself"),
+        (["report", "05", "--quick", "--machine", "m"], 2, "not both"),
+        (["report", "05", "--runs", "0"], 2, "above 0"),
+        (["report", "05", "--cell-timeout", "0"], 2, "above 0"),
+        (["report", "05", "-p", "batch_size=64,x"], 2, "'x' is none"),
+        (["report", "05", "-p", "device=cuda"], 2, "chosen with --device"),
+        (["report", "05", "-p", "output_dir=x"], 2, "run papermill itself"),
+    ],
+)
+def test_a_wrong_use_is_one_sentence(words, code, message, capsys):
+    assert cli.main(words) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("posmat: ")
+
+
+def test_cuda_that_is_not_there_is_refused_before_anything_runs():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    done = subprocess.run(
+        [sys.executable, "-m", "posmat.report.cli", "report", "05", "--device", "cuda"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "device='cuda' was asked for" in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,254 @@
+"""Sizes are refused before they are allocated; growth and roofs come out of rows as they should."""
+
+import math
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from posmat.figures import draw_figure
+from posmat.problem import ProblemSize
+from posmat.roofline import (
+    COPY,
+    FLOAT32_LAYER,
+    FLOAT32_PEAK,
+    INT8_PEAK,
+    along,
+    exponents,
+    least_bytes,
+    measured_roofs,
+    rates,
+    turning_points,
+)
+from posmat.scaling import (
+    _container_limit,
+    all_sweeps,
+    expected_seconds,
+    free_bytes,
+    peak_memory_by_size,
+    require_memory,
+    sweep,
+    wanted_bytes,
+)
+from posmat.summary import AGAIN, FLOOR
+
+SEED = ProblemSize(256, 128, 9216)
+LAUNCH_S, INT8_RATE, FLOAT32_RATE, BANDWIDTH = 1e-5, 8e11, 1e11, 1e10  # of an invented machine
+
+
+def row(method, size, seconds, axis, **more):
+    sizes = dict(zip(("batch_size", "out_features", "in_features"), size, strict=True))
+    common = {"run": 0, "state": "timed", "exact": True, "max_error": None, "round": 0}
+    common |= {"number": 1, "cpu_s": seconds, "first_s": seconds, "device": "cpu", "threads": 1}
+    common |= {"processor": "A Processor", "torch": "2.0", "dtype": "int8", "clock": "host"}
+    return {**common, "method": method, "seconds": seconds, "axis": axis, **sizes, **more}
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """What a machine would measure that obeys its roofs, with a call's cost added."""
+    lines = [
+        row(INT8_PEAK, (1024,) * 3, 1024**3 / INT8_RATE, "roof"),
+        row(FLOAT32_PEAK, (1024,) * 3, 1024**3 / FLOAT32_RATE, "roof"),
+        row(COPY, (None,) * 3, 0.1, "roof", bytes=int(0.1 * BANDWIDTH)),
+        row(FLOAT32_LAYER, (1, 1, 1), LAUNCH_S, "least"),
+        row("int8_product", (1, 1, 1), LAUNCH_S, "least"),
+    ]
+    for axis, size in all_sweeps(SEED, limit=2**31, steps=4):
+        for method, rate in ((FLOAT32_LAYER, FLOAT32_RATE), ("int8_product", INT8_RATE)):
+            sizes = tuple(vars(size).values())
+            moved = least_bytes(pd.DataFrame([row(method, sizes, 1, axis)])).item()
+            busy = max(size.partial_products / rate, moved / BANDWIDTH)
+            lines.append(row(method, sizes, LAUNCH_S + busy, axis))
+    sizes = tuple(vars(SEED).values())
+    lines.append(row(FLOAT32_LAYER + AGAIN, sizes, 3e-3, "centre"))
+    lines.append(row(FLOOR, sizes, 1e-6, "centre"))
+    frame = pd.DataFrame(lines)
+    frame["bytes"] = frame["bytes"].astype("Int64").fillna(least_bytes(frame))
+    return frame.convert_dtypes()
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def test_a_size_that_does_not_fit_is_refused_with_the_bytes_it_wanted():
+    huge = ProblemSize(10**6, 10**6, 10**6)
+    with pytest.raises(MemoryError) as caught:
+        require_memory(huge)
+    message = str(caught.value)
+    assert f"{wanted_bytes(huge):,} bytes" in message and "batch_size=1,000,000" in message
+    assert "smaller sizes" in message
+    with pytest.raises(MemoryError):
+        sweep(huge, "M")
+
+
+def test_the_limit_of_memory_from_both_sides():
+    wanted = wanted_bytes(SEED)
+    require_memory(SEED, free=wanted)
+    with pytest.raises(MemoryError, match=f"{wanted - 1:,} are free"):
+        require_memory(SEED, free=wanted - 1)
+
+
+def test_automatic_sizes_stay_within_the_limit_and_reach_both_ways():
+    limit = wanted_bytes(ProblemSize(4096, 128, 9216))
+    sizes = sweep(SEED, "M", limit=limit)
+    assert [size.batch_size for size in sizes] == [1, 4, 16, 64, 256, 1024, 4096]
+    assert {(size.out_features, size.in_features) for size in sizes} == {(128, 9216)}
+    shorter = sweep(SEED, "M", limit=limit - 1)
+    assert [size.batch_size for size in shorter] == [1, 4, 16, 64, 256, 1024]
+    # The centre was asked for, so it is there also where no larger size may be.
+    assert sweep(SEED, "K", limit=0)[-1] == SEED
+    with pytest.raises(ValueError, match="M, N, K"):
+        sweep(SEED, "L")
+
+
+def test_all_sweeps_begin_with_the_least_work_and_share_the_centre():
+    sizes = all_sweeps(SEED, limit=2**31)
+    work = [size.partial_products for _, size in sizes]
+    assert work == sorted(work) and len(set(size for _, size in sizes)) == len(sizes)
+    assert [size for axis, size in sizes if axis == "centre"] == [SEED]
+    for axis in "MNK":
+        own = [size.partial_products for name, size in sizes if name in (axis, "centre")]
+        assert max(own) / min(own) >= 1000  # three decades of work
+
+
+def test_the_wanted_bytes_are_enough_for_every_method():
+    size = ProblemSize(512, 256, 2048)
+    forms = {
+        "layer": "products.linear_product",
+        "reference": "products.integer_product",
+        "positive": "gemm.positive_matrix_product",
+        "element-wise": "products.elementwise_product",
+    }
+    rows = peak_memory_by_size(forms, {name: [size] for name in forms}, device="cpu")
+    assert list(rows["method"]) == list(forms) and (rows["in_features"] == 2048).all()
+    if (rows["state"] == "measured").all():
+        operands = 512 * 2048 + 256 * 2048
+        assert (rows["peak_bytes"] + operands <= wanted_bytes(size)).all()
+        peaks = rows.set_index("method")["peak_bytes"]
+        assert peaks["layer"] >= 4 * operands  # float32 copies of both
+        assert peaks["positive"] >= 3 * 256 * 2048  # the parts of W
+
+
+def test_a_measurement_of_memory_that_ends_early_says_which():
+    with pytest.raises(RuntimeError, match="no_such_method"):
+        peak_memory_by_size(
+            {"no_such_method": "products.no_such_method"},
+            {"no_such_method": [ProblemSize(2, 2, 2)]},
+            device="cpu",
+        )
+
+
+def test_free_bytes_heed_the_limit_of_a_container(tmp_path):
+    assert free_bytes("cpu") > 2**20
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert _container_limit(str(tmp_path)) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_limit(str(tmp_path)) is None
+    assert _container_limit(str(tmp_path / "none")) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_free_bytes_of_a_cuda_device():
+    before = free_bytes("cuda")
+    held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    assert free_bytes("cuda") <= before - held.numel()
+
+
+def test_expected_seconds_go_by_the_next_smaller_size():
+    timed = pd.DataFrame(
+        [row("a", (1, 1, 10), 1.0, "K"), row("a", (1, 1, 100), 2.0, "K")]
+    ).convert_dtypes()
+    assert expected_seconds(timed, "a", ProblemSize(1, 1, 400)) == pytest.approx(8.0)
+    assert expected_seconds(timed, "a", ProblemSize(1, 1, 50)) == pytest.approx(5.0)
+    assert expected_seconds(timed, "a", ProblemSize(1, 1, 5)) == 0
+    assert expected_seconds(timed, "b", ProblemSize(1, 1, 400)) == 0
+    assert expected_seconds(pd.DataFrame(), "a", ProblemSize(1, 1, 1)) == 0
+
+
+# --- growth and roofs ----------------------------------------------------------------------------
+
+
+def test_least_bytes_count_operands_and_results_once():
+    frame = pd.DataFrame([row(name, (2, 3, 5), 1, "M") for name in ("int8_product", FLOAT32_LAYER)])
+    assert least_bytes(frame).tolist() == [2 * 5 + 3 * 5 + 4 * 6, 4 * (2 * 5 + 3 * 5 + 6)]
+
+
+def test_the_roofs_are_found_among_the_rows(rows):
+    roofs = measured_roofs(rows)
+    assert roofs.int8_gmacs * 1e9 == pytest.approx(INT8_RATE)
+    assert roofs.float32_gmacs * 1e9 == pytest.approx(FLOAT32_RATE)
+    assert roofs.bandwidth(1) == roofs.bandwidth(1e15) == pytest.approx(BANDWIDTH)
+    with pytest.raises(ValueError, match="no roof"):
+        measured_roofs(rows[rows["method"] != COPY])
+
+
+def test_a_small_problem_meets_the_bandwidth_of_a_small_copy(rows):
+    small = pd.DataFrame([row(COPY, (None,) * 3, 1e-6, "roof", bytes=100_000)])
+    roofs = measured_roofs(pd.concat([rows, small]).convert_dtypes())
+    assert roofs.bandwidth(99_999) == roofs.bandwidth(100_000) == pytest.approx(1e11)
+    assert roofs.bandwidth(100_001) == pytest.approx(BANDWIDTH)
+
+
+def test_no_rate_of_a_machine_that_obeys_its_roofs_is_above_them(rows):
+    table = rates(rows)
+    assert set(table["method"]) == {FLOAT32_LAYER, "int8_product"}  # no control, no roof
+    peak = table["method"].map({FLOAT32_LAYER: FLOAT32_RATE, "int8_product": INT8_RATE}) / 1e9
+    slope = table["intensity"] * BANDWIDTH / 2 / 1e9
+    assert (table["gmacs"] <= peak).all() and (table["gmacs"] <= slope).all()
+    assert (table["share"] <= 1).all() and (table["share"] > 1 / 3).all()
+    assert len(along(table[table["method"] == FLOAT32_LAYER], "M")) == 8
+
+
+def test_what_limits_a_method_changes_where_the_arithmetic_says(rows):
+    turns = turning_points(rates(rows))
+    # One row of X: 1.2 MB of weights take 0.12 ms, their products 1.5 µs, a call 10 µs.
+    assert turns.loc["int8_product", "M"].startswith("memory to ")
+    assert turns.loc["int8_product", "M"].endswith("compute")
+    # K = 36: 13 kB and 0.13 MB of results in 15 µs, 1.2 million products in 1.5 µs.
+    assert turns.loc["int8_product", "K"].startswith("memory to ")
+    assert turns.loc[FLOAT32_LAYER, "K"].endswith("compute")
+
+
+def test_exponents_of_a_power_law_and_of_a_constant(rows):
+    table = rates(rows)
+    table["seconds"] = table["in_features"].astype(float) ** 1.5
+    found = exponents(table)
+    line = found.loc[("int8_product", "K")]
+    assert line[["exponent", "low", "high", "last"]].tolist() == pytest.approx([1.5] * 4)
+    assert line["decades"] == pytest.approx(math.log10(4) * (line["sizes"] - 1))
+    assert found.loc[("int8_product", "M"), "exponent"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_method_far_from_every_roof_is_bound_by_none(rows):
+    slow = rows[rows["method"] == "int8_product"].assign(method="slow")
+    slow["seconds"] = slow["seconds"] * 100
+    slow.loc[slow["axis"] == "least", "seconds"] = LAUNCH_S
+    table = rates(pd.concat([rows, slow], ignore_index=True))
+    assert set(table[table["method"] == "slow"]["bound"]) == {"none"}
+
+
+@pytest.mark.parametrize("figure_id", ["scaling", "roofline"])
+def test_the_figures_name_every_method_and_no_control(rows, figure_id):
+    figure = draw_figure(figure_id, rows)
+    texts = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert {FLOAT32_LAYER, "int8_product"} <= texts and FLOAT32_LAYER + AGAIN not in texts
+    assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in figure.axes)
+    assert "A Processor" in figure.caption
+    if figure_id == "roofline":
+        assert {"int8 peak, 1,600", "float32 peak, 200"} <= texts
+
+
+def test_a_machine_without_an_int8_gemm_has_one_roof_less(rows):
+    rows = rows[~rows["method"].isin([INT8_PEAK, "int8_product"])]
+    assert measured_roofs(rows).int8_gmacs is None
+    texts = {text.get_text() for text in draw_figure("roofline", rows).axes[0].texts}
+    assert not any(text.startswith("int8 peak") for text in texts)
+
+
+def test_growth_and_roofs_need_no_torch():
+    code = "import sys, posmat.roofline; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

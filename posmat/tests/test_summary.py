@@ -1,0 +1,162 @@
+import pandas as pd
+import pytest
+
+from posmat.summary import (
+    AGAIN,
+    baseline_of,
+    check_rows,
+    clocks_side_by_side,
+    format_figures,
+    in_milliseconds,
+    stands,
+    summarize,
+    tell_ratio,
+)
+
+
+def rows_of(times: dict[str, list[float]], run=0, **columns) -> pd.DataFrame:
+    """Rows as `time_methods` makes them, from the seconds of each method's rounds."""
+    lines = [
+        {"run": run, "method": method, "state": "timed", "exact": True, "max_error": None}
+        | {"round": index, "number": 10, "seconds": value, "cpu_s": value, "first_s": 9.0}
+        | {"device": "cpu", "threads": 1, "clock": "host"}
+        | columns
+        for method, values in times.items()
+        for index, value in enumerate(values)
+    ]
+    return pd.DataFrame(lines).convert_dtypes()
+
+
+BASE = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_quartiles_by_hand():
+    line = summarize(rows_of({"a": BASE, "a" + AGAIN: BASE})).loc["a"]
+    assert (line["q25"], line["median"], line["q75"], line["min"]) == (2, 3, 4, 1)
+    assert (line["rounds"], line["number"], line["first"], line["runs"]) == (5, 10, 9, 1)
+    assert bool(line["exact"]) and line["ratio"] == line["ratio_low"] == line["ratio_high"] == 1
+
+
+def test_the_ratio_is_the_median_of_paired_ratios_not_the_ratio_of_medians():
+    table = summarize(rows_of({"a": BASE, "b": [2.0, 2.0, 30.0, 4.0, 50.0]}), "a")
+    # Paired: 2, 1, 10, 1, 10 -> 2. The ratio of the medians would be 4 / 3.
+    assert table.loc["b", "ratio"] == 2
+    assert table.loc["b", "ratio_min"] == 2
+    assert table.loc["b", "ratio_low"] <= 2 <= table.loc["b", "ratio_high"]
+
+
+def test_rounds_that_a_slow_method_missed_do_not_count():
+    rows = rows_of({"a": BASE, "b": [3.0]})
+    assert summarize(rows, "a").loc["b", "ratio"] == 3
+
+
+def test_several_runs_give_the_range_over_them():
+    runs = [
+        rows_of({"a": [1.0] * 5, "b": [factor] * 5}, run) for run, factor in enumerate((2, 5, 3))
+    ]
+    line = summarize(pd.concat(runs), "a").loc["b"]
+    assert (line["ratio"], line["ratio_low"], line["ratio_high"], line["runs"]) == (3, 2, 5, 3)
+    assert "2.00 to 5.00 over 3 fresh kernels" in tell_ratio(summarize(pd.concat(runs), "a"), "b")
+
+
+def test_groups_have_their_own_baseline():
+    rows = pd.concat(
+        [
+            rows_of({"a": [1.0] * 3, "b": [2.0] * 3}, clock="host"),
+            rows_of({"a": [4.0] * 3, "b": [4.0] * 3}, clock="event"),
+        ]
+    )
+    table = summarize(rows, "a", by=["clock"])
+    assert table.loc[("host", "b"), "ratio"] == 2 and table.loc[("event", "b"), "ratio"] == 1
+
+
+def test_a_method_that_was_not_timed_keeps_its_line():
+    rows = rows_of({"a": BASE})
+    other = rows.iloc[:1].assign(method="b", state="not supported", seconds=None, exact=None)
+    table = summarize(pd.concat([rows, other]), "a")
+    assert table.loc["b", "state"] == "not supported" and pd.isna(table.loc["b", "median"])
+    assert in_milliseconds(table).loc["b", "median_ms"] == ""
+    assert "not supported" in tell_ratio(table, "b")
+
+
+def test_without_a_time_of_the_baseline_there_is_no_ratio_and_no_claim():
+    rows = rows_of({"a": BASE, "a" + AGAIN: BASE, "b": BASE})
+    untimed = rows["method"].isin(["a", "a" + AGAIN])
+    rows.loc[untimed, ["state", "seconds"]] = ["not supported", pd.NA]
+    table = summarize(rows)
+    assert pd.isna(table.loc["b", "ratio"]) and not stands(table, "b")
+    assert tell_ratio(table, "b") == "3,000 ms (a has no time here)"
+
+
+def test_clocks_stand_side_by_side():
+    host = rows_of({"a": [0.004] * 3, "b": [0.002] * 3})
+    wall = rows_of({"a": [0.001]}, clock="seed (wall)")
+    shown = clocks_side_by_side(pd.concat([host, wall]))
+    assert shown.loc["a"].tolist() == ["4.00", "1.00", "0.250", "10"]
+    assert shown.loc["b"].tolist() == ["2.00", "", "", ""]
+    assert clocks_side_by_side(host).columns.tolist() == ["host [ms]"]
+
+
+def test_warnings():
+    steady = [1.0] * 30
+    table = summarize(
+        rows_of({"a": steady, "noisy": [1.0, 2.0] * 15, "drifting": [1.0] * 15 + [1.3] * 15}), "a"
+    )
+    assert table.loc["a", "warnings"] == ""
+    assert "noisy" in table.loc["noisy", "warnings"]
+    assert "drifting" in table.loc["drifting", "warnings"]
+    short = summarize(rows_of({"a": [1e-6] * 30}), "a")
+    assert short.loc["a", "warnings"] == "short"
+    disturbed = summarize(rows_of({"a": steady}, cpu_s=0.9), "a").loc["a"]
+    assert disturbed["disturbed"] == 1 and disturbed["warnings"] == "disturbed"
+    assert summarize(rows_of({"a": steady}, cpu_s=0.96), "a").loc["a", "disturbed"] == 0
+
+
+def test_a_claim_stands_only_beyond_the_noise_floor():
+    def table(method, control):
+        runs = [
+            rows_of({"a": [1.0] * 3, "b": [b] * 3, "a" + AGAIN: [c] * 3}, run)
+            for run, (b, c) in enumerate(zip(method, control, strict=True))
+        ]
+        return summarize(pd.concat(runs))
+
+    assert stands(table([1.3, 1.4], [0.95, 1.05]), "b")
+    assert not stands(table([1.04, 1.4], [0.95, 1.05]), "b")
+    assert not stands(table([0.9, 1.4], [1.0, 1.0]), "b")
+    assert stands(table([0.5, 0.6], [0.9, 1.1]), "b")
+    assert "not told apart" in tell_ratio(table([1.04, 1.4], [0.95, 1.05]), "b")
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0, -1.0, float("nan")])
+def test_a_timed_row_without_a_time_is_refused(seconds):
+    rows = rows_of({"a": BASE})
+    rows["seconds"] = rows["seconds"].astype(object)
+    rows.loc[2, "seconds"] = seconds
+    with pytest.raises(ValueError, match=r"row 3 \(a\)"):
+        check_rows(rows)
+
+
+def test_bad_rows_are_refused():
+    with pytest.raises(ValueError, match="'seconds'"):
+        check_rows(rows_of({"a": BASE}).drop(columns="seconds"))
+    with pytest.raises(ValueError, match="no row"):
+        check_rows(rows_of({"a": BASE}).iloc[:0])
+    with pytest.raises(ValueError, match="'c' is not among the methods: a"):
+        summarize(rows_of({"a": BASE}), "c")
+    with pytest.raises(ValueError, match="no baseline"):
+        baseline_of(rows_of({"a": BASE}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.000736, "0.000736"),
+        (43.87, "43.9"),
+        (3284.0, "3,280"),
+        (1.0, "1.00"),
+        (0.0, "0"),
+        (None, ""),
+    ],
+)
+def test_three_figures(value, text):
+    assert format_figures(value) == text

@@ -1,0 +1,325 @@
+"""TIMING's claims, proved on a clock that the test drives; on the real one only floors."""
+
+import random
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from posmat.summary import AGAIN, FLOOR, summarize
+from posmat.timing import COLUMNS, _orders, time_as_seed, time_methods
+
+
+class Machine:
+    """A host and a device on a virtual clock: operations advance one or queue on the other."""
+
+    def __init__(self, speed=lambda now: 1.0, noise=lambda: 1.0):
+        self.now = 0.0
+        self.device_free_at = 0.0
+        self.speed, self.noise = speed, noise
+
+    def host(self, seconds):
+        def operation():
+            self.now += seconds * self.noise() / self.speed(self.now)
+            return torch.ones(1)
+
+        return operation
+
+    def device(self, seconds, launch=1e-5):
+        def operation():
+            self.now += launch
+            self.device_free_at = max(self.now, self.device_free_at) + seconds
+            return torch.ones(1)
+
+        return operation
+
+    def synchronised_clock(self):
+        self.now = max(self.now, self.device_free_at) + 1e-9
+        return self.now
+
+    def clock_that_does_not_wait(self):
+        self.now += 1e-9
+        return self.now
+
+
+def measure(clocks, methods, clock=None, **options):
+    timer = clock or clocks.synchronised_clock
+    options = {"reference": None, "timer": timer, "cpu_timer": timer, "run": 0} | options
+    return time_methods(methods, **options)
+
+
+def test_an_asynchronous_millisecond_reads_a_millisecond():
+    machine = Machine()
+    rows = measure(machine, {"kernel": machine.device(1e-3)})
+    assert rows["seconds"].median() == pytest.approx(1e-3, rel=0.02)
+
+
+def test_a_clock_that_does_not_wait_reads_the_launch():
+    """The proof above can fail: it does with a clock like the seed's."""
+    machine = Machine()
+    rows = measure(machine, {"kernel": machine.device(1e-3)}, machine.clock_that_does_not_wait)
+    assert rows["seconds"].median() == pytest.approx(1e-5, rel=0.02)
+
+
+def halving(at):
+    return lambda now: 1.0 if now < at else 0.5
+
+
+def test_a_machine_that_halves_its_speed_leaves_an_interleaved_ratio_at_1():
+    machine = Machine(speed=halving(1.0))
+    rows = measure(machine, {"a": machine.host(1e-3), "b": machine.host(1e-3)})
+    assert rows["at_s"].max() > 0.1 and rows["seconds"].max() > 1.9 * rows["seconds"].min()
+    assert summarize(rows, "a").loc["b", "ratio"] == pytest.approx(1, abs=0.01)
+
+
+def test_one_after_the_other_reads_2():
+    """The same machine, timed in sequence: the flaw that interleaving mends."""
+    machine = Machine(speed=halving(0.4))
+    first = measure(machine, {"a": machine.host(1e-3)})
+    machine.now = max(machine.now, 0.4)
+    second = measure(machine, {"b": machine.host(1e-3)})
+    assert second["seconds"].median() / first["seconds"].median() == pytest.approx(2, rel=0.02)
+
+
+def test_a_cold_first_call_does_not_move_the_result():
+    machine = Machine()
+    calls = []
+
+    def cold():
+        calls.append(1)
+        machine.now += 0.3 if len(calls) == 1 else 1e-3
+        return torch.ones(1)
+
+    rows = measure(machine, {"cold": cold})
+    assert rows["first_s"].iloc[0] == pytest.approx(0.3, rel=0.01)
+    assert rows["seconds"].max() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_intervals_cover_the_truth():
+    """95 % intervals of a true ratio of 1.5 hold it in 90 to 99 % of 200 simulated runs."""
+    generator = random.Random(1)
+    covered = 0
+    for seed in range(200):
+        machine = Machine(noise=lambda: generator.lognormvariate(0, 0.15))
+        methods = {"a": machine.host(4e-3), "b": machine.host(6e-3)}
+        line = summarize(measure(machine, methods, seed=seed), "a").loc["b"]
+        covered += line["ratio_low"] <= 1.5 <= line["ratio_high"]
+    assert 180 <= covered <= 198
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_every_method_meets_every_position_equally_often(n):
+    names = [f"m{i}" for i in range(n)]
+    orders = list(_orders(names, 3 * n, random.Random(0)))
+    assert len(orders) == 3 * n
+    for position in range(n):
+        stood = [order[position] for order in orders]
+        assert all(stood.count(name) == 3 for name in names)
+    if n > 2:
+        assert len({tuple(order) for order in orders}) > n  # drawn anew, not one cycle
+
+
+def test_the_same_seed_gives_the_same_order():
+    machine = Machine()
+    methods = {name: machine.host(1e-3) for name in "abc"}
+    first, again, other = (measure(machine, methods, seed=seed) for seed in (3, 3, 4))
+    order = ["method", "round", "position"]
+    assert first[order].equals(again[order]) and not first[order].equals(other[order])
+
+
+def test_a_block_lasts_5_ms_and_a_slow_method_meets_5_rounds():
+    machine = Machine()
+    methods = {"fast": machine.host(1e-4), "long": machine.host(0.1), "slow": machine.host(1.5)}
+    rows = measure(machine, methods)
+    by_method = rows.groupby("method")
+    assert by_method["round"].count().to_dict() == {"fast": 30, "long": 30, "slow": 5}
+    fast = rows[rows["method"] == "fast"]
+    assert (fast["seconds"] * fast["number"]).min() >= 4.9e-3
+    assert set(rows[rows["method"] != "fast"]["number"]) == {1}
+
+
+def test_rows_are_tidy_and_carry_the_tags():
+    machine = Machine()
+    rows = measure(machine, {"a": machine.host(1e-3)}, machine="here", dtype="int8", note="extra")
+    assert list(rows.columns) == [*COLUMNS, "note"]
+    assert len(rows) == 30 and (rows["machine"] == "here").all() and (rows["note"] == "extra").all()
+    assert sorted(rows["round"]) == list(range(30))
+
+
+def test_methods_are_proved_before_they_are_timed():
+    right, wrong = torch.tensor([1, 2]), torch.tensor([1, 3])
+    calls = []
+
+    def counted():
+        calls.append(1)
+        return wrong
+
+    def unsupported():
+        raise RuntimeError("\"addmv\" not implemented for 'Char'")
+
+    rows = time_methods(
+        {"right": lambda: right, "wrong": counted, "unsupported": unsupported},
+        reference=right,
+        rounds=1,
+    ).set_index("method")
+    assert rows["state"].to_dict() == {
+        "right": "timed",
+        "wrong": "wrong",
+        "unsupported": "not supported",
+    }
+    assert rows["exact"].tolist() == [True, False, pd.NA]
+    assert len(calls) == 1 and rows["seconds"].isna().tolist() == [False, True, True]
+    assert "not implemented" in rows.loc["unsupported", "why"]
+
+
+def test_a_wrong_method_is_timed_where_the_question_is_about_it():
+    right, wrong = torch.tensor([1, 2]), torch.tensor([1, 3])
+    rows = time_methods(
+        {"wrong": lambda: wrong}, reference=right, baseline="wrong", time_wrong={"wrong"}, rounds=1
+    )
+    assert rows["state"].tolist() == ["timed"] * 3
+    assert rows["exact"].tolist() == [False, False, pd.NA]
+
+
+@pytest.mark.parametrize("value", [1.1, float("nan"), float("inf")])
+def test_a_floating_result_beyond_its_bound_is_wrong(value):
+    reference = torch.ones(2, dtype=torch.float64)
+    results = {"near": torch.tensor([1.0, 1.001]), "far": torch.tensor([1.0, value])}
+    rows = time_methods(
+        {name: (lambda y=y: y) for name, y in results.items()},
+        reference=reference,
+        error_bound=0.01,
+        rounds=1,
+    ).set_index("method")
+    assert rows["state"].to_dict() == {"near": "timed", "far": "wrong"}
+    assert rows.loc["near", "max_error"] == pytest.approx(0.001, rel=1e-3)
+    assert rows["exact"].isna().all()
+
+
+def test_another_shape_is_wrong_even_if_it_broadcasts():
+    rows = time_methods({"row": lambda: torch.ones(1)}, reference=torch.ones(3).long(), rounds=1)
+    assert rows["state"].tolist() == ["wrong"]
+
+
+def test_an_error_of_the_method_is_not_swallowed():
+    def broken():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        time_methods({"broken": broken}, reference=None)
+
+
+def test_controls_stand_in_every_table():
+    one = torch.ones(1)
+    rows = time_methods({"a": lambda: one}, reference=None, baseline="a", rounds=2)
+    assert set(rows["method"]) == {"a", "a" + AGAIN, FLOOR}
+
+
+def test_threads_are_set_while_timing_and_put_back():
+    before, seen = torch.get_num_threads(), set()
+
+    def look():
+        seen.add(torch.get_num_threads())
+        return torch.ones(1)
+
+    time_methods({"look": look}, reference=None, threads=before + 1, rounds=1)
+    assert seen == {before + 1} and torch.get_num_threads() == before
+
+
+def test_the_real_clock_never_reads_less_than_was_spent():
+    def busy():
+        end = time.perf_counter() + 2e-3
+        while time.perf_counter() < end:
+            pass
+        return torch.ones(1)
+
+    rows = time_methods({"busy": busy}, reference=None, rounds=3)
+    assert rows["seconds"].min() >= 2e-3
+    assert rows["cpu_s"].min() > 0
+
+
+def as_seed(machine, operation, calls, **options):
+    return time_as_seed(
+        {"kernel": operation},
+        calls,
+        reference=None,
+        wall=machine.clock_that_does_not_wait,
+        cpu_timer=machine.clock_that_does_not_wait,
+        **options,
+    )
+
+
+def test_the_seeds_way_reads_the_launch_of_an_asynchronous_millisecond():
+    machine = Machine()
+    rows = as_seed(machine, machine.device(1e-3), 100)
+    assert rows["clock"].tolist() == ["seed (process)", "seed (wall)"]
+    assert rows["number"].tolist() == [100, 100]
+    assert rows["seconds"].astype(float).max() == pytest.approx(1e-5, rel=0.02)
+
+
+def test_the_seeds_way_calls_as_often_as_asked_or_five_times_a_slow_method():
+    for seconds, asked, made in ((1e-3, 7, 7), (0.6, 100, 5), (0.6, 2, 2)):
+        machine = Machine()
+        calls = []
+        operation = machine.host(seconds)
+        rows = as_seed(machine, lambda op=operation, seen=calls: seen.append(1) or op(), asked)
+        assert set(rows["number"]) == {made} and len(calls) == made + 1  # and one to prove it
+        assert rows["seconds"].astype(float).iloc[1] == pytest.approx(seconds, rel=0.01)
+
+
+def test_the_seeds_way_proves_first_too():
+    rows = time_as_seed({"wrong": lambda: torch.ones(1)}, 3, reference=torch.zeros(1).long())
+    assert rows["state"].tolist() == ["wrong"] and rows["seconds"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clock": "sundial"}, "host, event, graph"),
+        ({"baseline": "b"}, "not among a"),
+        ({"rounds": 0}, "1 or more"),
+        ({"threads": 0}, "1 or more"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        time_methods({"a": lambda: torch.ones(1)}, reference=None, **options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize(("clock", "cache"), [("host", "hot"), ("event", "cold"), ("graph", "hot")])
+def test_cuda_clocks(clock, cache):
+    a = torch.randn(4096, 4096, device="cuda")
+    y = (a.double() @ a.double()).cpu()
+    rows = time_methods(
+        {"gemm": lambda: a @ a},
+        reference=y.cuda(),
+        error_bound=1.0,
+        baseline="gemm",
+        clock=clock,
+        rounds=3,
+        device="cuda",
+    )
+    gemm = rows[rows["method"] == "gemm"]
+    assert (gemm["state"] == "timed").all() and (gemm["cache"] == cache).all()
+    # 137 GFLOP take longer than 0.2 ms on any GPU there is: a launch alone would read less.
+    assert gemm["seconds"].astype(float).min() > 2e-4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_cuda_is_timed_with_all_its_clocks_and_a_graph_that_cannot_be_captured_says_so():
+    one = torch.ones(1000, device="cuda")
+    methods = {"add": lambda: one + one, "waits": lambda: torch.tensor((one + one).sum().item())}
+    rows = time_methods(methods, reference=None, rounds=2, device="cuda")
+    states = rows.groupby(["method", "clock"])["state"].first()
+    assert set(rows["clock"]) == {"host", "event", "graph"}
+    assert states["add"].eq("timed").all() and states["waits", "graph"] == "not supported"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("clock", ["event", "graph"])
+def test_device_clocks_without_a_device_say_so(clock):
+    rows = time_methods({"a": lambda: torch.ones(1)}, reference=None, clock=clock)
+    assert rows["state"].tolist() == ["not available"]
+    assert "CUDA" in rows["why"].iloc[0] or "triton" in rows["why"].iloc[0]

@@ -1,0 +1,66 @@
+"""A project of tiny notebooks, and the real driver on it: a kernel start is all that they cost."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+# The real command on another project's folder than the one that the package stands in. It draws
+# nothing: tiny notebooks keep rows that no figure shows, and loading seaborn takes seconds.
+_DRIVER = (
+    "import sys; from pathlib import Path; from posmat.report import cli; "
+    "cli.redraw = lambda *_, **__: ('', []); "
+    "cli.project_root = lambda: Path(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
+)
+
+# Rows as a notebook keeps them, without loading pandas.
+KEEP = """
+import hashlib, json, os, pathlib
+job = json.loads(os.environ["POSMAT_JOB"])
+folder = pathlib.Path(job["output_dir"])
+rows = "round,seconds\\n" + "".join(f"{i},{value}\\n" for i in range(size))
+(folder / f"{job['stem']}.csv").write_text(rows)
+facts = {"rows_sha256": hashlib.sha256(rows.encode()).hexdigest(), "runs": job["run"] + 1}
+(folder / f"{job['stem']}.json").write_text(json.dumps(facts | {"duration_s": 7.0}))
+"""
+PARAMETERS = (
+    'value: int = 1  # of every row\nsize: int = 3  # number of rows\nmode: str = "a"  # any'
+)
+
+
+def make_notebook(project: Path, name: str, *sources: str, parameters: str = PARAMETERS) -> Path:
+    """Write `<name>.ipynb` with a heading, a parameters cell and one code cell per source."""
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    cells = [new_markdown_cell(f"# {name}"), first, *map(new_code_cell, sources)]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    path = project / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), path)
+    return path
+
+
+def start(project: Path, *words: str, **environment: str) -> subprocess.Popen:
+    """Start `posmat report` on a project; its locks and temporary folders stay in there."""
+    own = project / "tmp"
+    own.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(project), "report", *words],
+        env={**os.environ, "TMPDIR": str(own), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that a shell runs in the background hands down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+
+
+def report(project: Path, *words: str, **environment: str) -> tuple[int, str, str]:
+    """Run `posmat report` to its end: exit code, stdout, stderr."""
+    process = start(project, *words, **environment)
+    out, err = process.communicate(timeout=100)
+    return process.returncode, out, err
