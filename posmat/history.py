@@ -10,6 +10,8 @@ from posmat.summary import format_figures, stands, summarize
 
 THEN = "2020"
 
+_SIZES = ["batch_size", "out_features", "in_features"]
+
 
 def read_seed(path: Path | None = None) -> pd.DataFrame:
     """Every time that the seed printed: data/seed.csv, whose columns data/README.md describes.
@@ -27,23 +29,28 @@ def then_and_now(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
     """One line for each time of the seed, and for each machine, device and clock of today.
 
     Rows belong to a time of the seed when notebook, method and dtype agree, at the seed's sizes.
+    Of several runs of one notebook the one with the default parameters is taken.
 
     Returns:
         section, notebook, method, dtype, where ('2020, cuda' or 'h200, cuda'), machine, device,
-        clock and milliseconds, the median of the blocks.
+        clock and milliseconds, the median of the blocks, with their quartiles, whether the clock
+        waited for the device (`synchronised`), processor and torch; blank where 2020 says nothing.
     """
     keys = ["notebook", "method", "dtype"]
-    sizes = ["batch_size", "out_features", "in_features"]
     then = seed.assign(machine=THEN, where=THEN + ", " + seed["device"])
-    timed = rows[rows["state"] == "timed"].merge(
-        seed[["section", *keys, *sizes]], on=[*keys, *sizes]
-    )
-    by = ["section", *keys, "machine", "device", "clock"]
-    now = timed.groupby(by, sort=False)["seconds"].median().mul(1e3).rename("milliseconds")
+    timed = _default_runs(rows[rows["state"] == "timed"])
+    timed = timed.merge(seed[["section", *keys, *_SIZES]], on=[*keys, *_SIZES])
+    if "synchronised" not in timed:
+        timed = timed.assign(synchronised=None)
+    by = ["section", *keys, "machine", "device", "clock", "processor", "torch", "synchronised"]
+    blocks = timed.groupby(by, sort=False, dropna=False)["seconds"]
+    quartiles = {"milliseconds": 0.5, "q25_milliseconds": 0.25, "q75_milliseconds": 0.75}
+    now = pd.DataFrame({name: 1e3 * blocks.quantile(q) for name, q in quartiles.items()})
     now = now.reset_index()
     now["where"] = now["machine"] + ", " + now["device"]
-    columns = ["section", *keys, "where", "machine", "device", "clock", "milliseconds"]
-    both = pd.concat([then[columns], now[columns]], ignore_index=True)
+    columns = ["section", *keys, "where", "machine", "device", "clock", *quartiles]
+    columns += ["synchronised", "processor", "torch"]
+    both = pd.concat([then, now], ignore_index=True).reindex(columns=columns)
     return both.sort_values("section", kind="stable", ignore_index=True).convert_dtypes()
 
 
@@ -53,34 +60,51 @@ def rankings(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One line per section, pair, machine and device: `faster` and `slower` as in 2020, the ratio
         slower / faster then and now, and a verdict: 'order kept', 'order reversed', 'not told
-        apart' or 'cannot be made' where one of the two is not timed there.
+        apart' or 'cannot be made' where one of the two is not timed there. `same device` says
+        whether 2020 used a device of this kind, `sound then` whether both its clocks waited for it.
     """
     lines = []
+    rows = _default_runs(rows[rows["clock"] == "host"])
     for section, own in seed.groupby("section"):
         stems = rows[
-            (rows["notebook"] == own["notebook"].iloc[0])
-            & (rows["dtype"] == own["dtype"].iloc[0])
-            & (rows["clock"] == "host")
+            (rows["notebook"] == own["notebook"].iloc[0]) & (rows["dtype"] == own["dtype"].iloc[0])
         ]
         for one, other in combinations(own.to_dict("records"), 2):
             fast, slow = sorted((one, other), key=lambda line: line["milliseconds"])
             then = slow["milliseconds"] / fast["milliseconds"]
+            sound = "no" not in (fast["synchronised"], slow["synchronised"])
             here = _at_the_sizes_of(stems, fast)
             for (machine, device), group in here.groupby(["machine", "device"], sort=False):
                 verdict, now = _verdict(group, fast["method"], slow["method"])
                 lines.append(
                     {"section": section, "faster in 2020": fast["method"]}
                     | {"slower": slow["method"], "ratio then": format_figures(then)}
-                    | {"machine": machine, "device": device, "ratio now": now, "verdict": verdict}
+                    | {"sound then": sound, "machine": machine, "device": device}
+                    | {"same device": device == fast["device"] == slow["device"]}
+                    | {"ratio now": now, "verdict": verdict}
                 )
-    columns = ["section", "faster in 2020", "slower", "ratio then", "machine", "device"]
-    return pd.DataFrame(lines, columns=[*columns, "ratio now", "verdict"]).set_index("section")
+    columns = ["section", "faster in 2020", "slower", "ratio then", "sound then", "machine"]
+    columns += ["device", "same device", "ratio now", "verdict"]
+    return pd.DataFrame(lines, columns=columns).set_index("section")
+
+
+def _default_runs(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one run of each notebook, dtype, machine and device: that of the shortest name.
+
+    Variants differ from it in a parameter, and would be pooled with it or paired across runs.
+    """
+    if "stem" not in rows:
+        return rows
+    length = rows["stem"].str.len()
+    shortest = length.groupby(
+        [rows[name] for name in ("notebook", "dtype", "machine", "device")], dropna=False
+    ).transform("min")
+    return rows[length == shortest]
 
 
 def _at_the_sizes_of(rows: pd.DataFrame, line: dict) -> pd.DataFrame:
     """The rows that were measured at the sizes of a line of the seed."""
-    sizes = ("batch_size", "out_features", "in_features")
-    return rows[(rows[list(sizes)] == pd.Series({n: line[n] for n in sizes})).all(axis=1)]
+    return rows[(rows[_SIZES] == pd.Series({name: line[name] for name in _SIZES})).all(axis=1)]
 
 
 def _verdict(group: pd.DataFrame, fast: str, slow: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ def rows_of(times: dict[str, list[float]], **columns) -> pd.DataFrame:
     lines = [
         {"run": 0, "notebook": "02_linear_vs_manual", "method": method, "state": "timed"}
         | {"exact": None, "max_error": 0.0, "machine": "m", "device": "cpu", "dtype": "float32"}
+        | {"processor": "p", "torch": "2.13.0"}
         | {"batch_size": 256, "out_features": 128, "in_features": 9216, "threads": 1}
         | {"clock": "host", "round": index, "number": 9, "seconds": seconds, "cpu_s": seconds}
         | {"first_s": seconds}
@@ -33,6 +34,8 @@ def test_every_time_that_the_seed_printed_is_there_once():
     seed = read_seed()
     printed = [0.70267, 0.62806, 1.07611, 0.86689, 0.141, 0.670, 36.748, 0.3262, 0.0188]
     assert seed["milliseconds"].tolist() == printed
+    of_loops = [float(total) for total in seed["loop_seconds"] if total]
+    assert of_loops == [0.014, 0.067, 3.675, 0.326, 0.188]
     assert (
         not seed[["method", "device", "dtype", "calls", "clock", "synchronised"]]
         .isna()
@@ -70,6 +73,29 @@ def test_rankings_are_told_by_paired_ratios_and_their_noise():
     close = TODAY | {"W @ view (the seed's)": [0.00405] * 5}
     lines = rankings(rows_of(close), read_seed())
     assert lines["verdict"].iloc[0] == "not told apart"
+
+
+def test_a_ranking_says_on_which_devices_and_by_which_clocks_it_was_made():
+    rows = pd.concat([rows_of(TODAY), rows_of(TODAY, device="cuda")], ignore_index=True)
+    lines = rankings(rows, read_seed()).groupby("device")
+    assert not lines.get_group("cpu")["same device"].any()  # the seed's third section was on CUDA
+    cuda = lines.get_group("cuda").set_index("faster in 2020")
+    assert cuda["same device"].all()
+    # The seed waited for the device in two of its three forms.
+    assert cuda["sound then"].to_dict() == {"nn.Linear": False, "W @ view (the seed's)": True}
+
+
+def test_a_variant_is_neither_pooled_with_the_default_run_nor_paired_with_it():
+    default = rows_of(TODAY).assign(stem="02_linear_vs_manual")
+    slower = {name: [10 * value for value in values] for name, values in TODAY.items()}
+    variant = rows_of(slower | {"W @ view (the seed's)": [0.9] * 5}, threads=2)
+    rows = pd.concat([variant.assign(stem="02_linear_vs_manual-threads=2"), default])
+    alone = rankings(default, read_seed())
+    pd.testing.assert_frame_equal(rankings(rows, read_seed()), alone)
+    now = then_and_now(rows, read_seed())
+    layer = now[(now["method"] == "nn.Linear") & (now["machine"] == "m")]
+    assert layer["milliseconds"].tolist() == [4.0]
+    assert layer["q25_milliseconds"].tolist() == layer["q75_milliseconds"].tolist() == [4.0]
 
 
 def test_a_method_that_was_not_timed_cannot_be_ranked():
