@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: report test lab clean
+.PHONY: report test lab
 
 report: $(STAMP)
 	@$(BIN)/posmat report $(ARGS)
@@ -29,5 +29,3 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-clean:
-	rm -rf $(VENV) data/local data/quick reports/local reports/quick

@@ -136,7 +136,7 @@ def _report(asked: argparse.Namespace) -> int:
             outcomes = _run_on_cluster(asked, plan, root, progress)
         else:
             jobs = plan(runner.devices_asked(asked.device))
-            jobs = runner.without_absent_cuda(jobs, root, asked.device, asked.force)
+            jobs = runner.without_absent_cuda(jobs, root, asked.device, asked.force, progress)
             outcomes = _run_all(jobs, root, asked.force, progress)
     return _conclude(outcomes, root, asked.quiet)
 
@@ -255,7 +255,9 @@ def _check_name(machine: str) -> None:
         raise UsageError(
             f"--machine {machine!r} is no name: use small letters, digits, '.', '_' and '-'."
         )
-    if machine in (QUICK, "published", "any", ALL_DEVICES):
+    # reports/figures is every machine's, and git ignores figures of names that end as its own do.
+    kept = (QUICK, "published", "any", ALL_DEVICES, "figures")
+    if machine in kept or machine.endswith((f"-{LOCAL}", f"-{QUICK}")):
         raise UsageError(
             f"--machine {machine} is a name that posmat keeps for itself: give another."
         )

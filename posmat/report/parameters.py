@@ -34,7 +34,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
 
     try:
         found = inspect_notebook(str(notebook))
-    except (OSError, ValueError, AttributeError) as error:  # no file, no JSON, no notebook
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:  # no notebook
         text = str(error).partition("\n")[0]
         raise UsageError(f"{notebook} cannot be read as a notebook: {text}") from None
     declared = {}

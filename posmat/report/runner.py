@@ -81,15 +81,23 @@ class Outcome:
 
 
 def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
-    """The notebooks that were asked for, by number (05, 5) or by name; all of them for none.
+    """The notebooks that were asked for, by number (05, 5), name or path; all of them for none.
 
     Raises:
-        UsageError: there is no such notebook; near names are suggested.
+        UsageError: there is no such notebook; near names are suggested. Or a path leads to another
+            file than the project's notebook of that name.
     """
     there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     found = []
     for word in asked:
         name = Path(word).name.removesuffix(".ipynb")
+        from_here, from_root = Path(word).resolve(), (folder.parent / word).resolve()
+        has_folder = name != word.removesuffix(".ipynb")
+        if has_folder and folder.resolve() not in (from_here.parent, from_root.parent):
+            raise UsageError(
+                f"{word!r} is none of the project's notebooks, which are in {folder}: give a "
+                "number or a name; for a notebook of yours run papermill itself."
+            )
         matches = [
             stem
             for stem in there
@@ -179,8 +187,12 @@ def require_cuda() -> None:
         raise UsageError(done.stderr.strip().splitlines()[-1].removeprefix("ValueError: "))
 
 
-def without_absent_cuda(jobs: list[Job], root: Path, asked: str, force: bool) -> list[Job]:
+def without_absent_cuda(
+    jobs: list[Job], root: Path, asked: str, force: bool, progress: Progress
+) -> list[Job]:
     """The jobs that this machine can run: PyTorch is asked about CUDA when a CUDA job is to run.
+
+    Where there seems to be a device that PyTorch cannot use, its jobs are left out, and it is said.
 
     Raises:
         UsageError: CUDA was asked for by name, and PyTorch cannot use it.
@@ -190,9 +202,10 @@ def without_absent_cuda(jobs: list[Job], root: Path, asked: str, force: bool) ->
         return jobs
     try:
         require_cuda()
-    except UsageError:
+    except UsageError as error:
         if asked == "cuda":
             raise
+        progress.say(f"posmat: nothing is run on CUDA: {error}", always=True)
         return [job for job in jobs if job.device != "cuda"]
     return jobs
 
@@ -302,7 +315,8 @@ def _add_to_provenance(path: Path, facts: dict) -> None:
     if not path.exists() or not path.with_suffix(".csv").exists():
         raise RecordError("it kept no rows; a notebook keeps them with run.save(...)")
     known = json.loads(path.read_text(encoding="utf-8"))
-    text = json.dumps(known | facts, indent=2, ensure_ascii=False)
+    known |= facts | {"warnings": [*known.get("warnings", []), *facts["warnings"]]}
+    text = json.dumps(known, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 

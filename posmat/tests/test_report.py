@@ -15,7 +15,13 @@ import pytest
 from posmat.records import QUICK, read_rows, rows_hash
 from posmat.report import cli, progress
 from posmat.report.parameters import UsageError, convert, read_parameters
-from posmat.report.runner import find_notebooks, plan, run_job
+from posmat.report.runner import (
+    devices_asked,
+    find_notebooks,
+    plan,
+    run_job,
+    without_absent_cuda,
+)
 from posmat.tests.tiny import make_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +65,9 @@ def test_notebooks_are_found_by_number_and_name():
     assert find_notebooks(NOTEBOOKS, []) == sorted(NOTEBOOKS.glob("*.ipynb"))
     with pytest.raises(UsageError, match="05_positive_matrix_product"):
         find_notebooks(NOTEBOOKS, ["05_positve_matrix"])
+    # A copy elsewhere is not silently taken for the project's own.
+    with pytest.raises(UsageError, match="none of the project's notebooks"):
+        find_notebooks(NOTEBOOKS, ["/elsewhere/05_positive_matrix_product.ipynb"])
 
 
 def test_parameters_are_converted_and_name_the_variant():
@@ -93,9 +102,10 @@ def test_a_job_takes_plain_values_only(tmp_path):
     declared = make_notebook(tmp_path, "91_odd", parameters="sizes: list = [1, 2]  # of")
     with pytest.raises(UsageError, match="91_odd has the parameter 'sizes: list"):
         read_parameters(declared)
-    declared.write_text("{")
-    with pytest.raises(UsageError, match="cannot be read as a notebook"):
-        read_parameters(declared)
+    for text in ("{", '{"cells": 3}', '{"nbformat": 4, "cells": [1]}'):
+        declared.write_text(text)
+        with pytest.raises(UsageError, match="cannot be read as a notebook"):
+            read_parameters(declared)
 
 
 def test_parameters_are_listed(capsys):
@@ -162,6 +172,8 @@ def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
         (["report", "05", "-p", "batch_size"], 2, "NAME=VALUE"),
         (["report", "05", "--machine", "A/b"], 2, "is no name"),
         (["report", "05", "--machine", "quick"], 2, "keeps for itself"),
+        (["report", "05", "--machine", "figures"], 2, "keeps for itself"),
+        (["report", "05", "--machine", "lab-local"], 2, "keeps for itself"),
         (["report", "05", "--quick", "--machine", "m"], 2, "not both"),
         (["report", "05", "--runs", "0"], 2, "above 0"),
         (["report", "05", "--cell-timeout", "0"], 2, "above 0"),
@@ -189,3 +201,20 @@ def test_cuda_that_is_not_there_is_refused_before_anything_runs():
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "device='cuda' was asked for" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_device_that_pytorch_cannot_use_is_left_out_aloud(tmp_path, monkeypatch, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    tool = tmp_path / "nvidia-smi"  # the driver is there, and PyTorch is a build for the CPU
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    notebook = make_notebook(tmp_path, "90_plain", parameters="device: str = 'cpu'  # where")
+    jobs = plan([notebook], devices_asked("all"), "m")
+    assert [job.device for job in jobs] == ["cpu", "cuda"]
+    left = without_absent_cuda(jobs, tmp_path, "all", True, progress.Progress(quiet=True))
+    assert [job.device for job in left] == ["cpu"]
+    assert "nothing is run on CUDA: device='cuda' was asked for" in capsys.readouterr().err
