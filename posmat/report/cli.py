@@ -26,13 +26,23 @@ def main(words: list[str] | None = None) -> int:
     except (RecordError, KeyError) as error:
         print(f"posmat: {error.args[0]}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print("posmat: interrupted before anything was run.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"posmat: stopped by {error or 'Ctrl-C'}.", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # whoever read the output has gone, `head` for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one sentence what is wrong."""
+
+    def error(self, message: str):
+        self.exit(WRONG_USE, f"posmat: {message}; see {self.prog} --help.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="posmat", description="The positive matrix product: run the notebooks, keep the rows."
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -138,24 +148,26 @@ def _report(asked: argparse.Namespace) -> int:
             jobs = plan(runner.devices_asked(asked.device))
             jobs = runner.without_absent_cuda(jobs, root, asked.device, asked.force, progress)
             outcomes = _run_all(jobs, root, asked.force, progress)
-    return _conclude(outcomes, root, asked.quiet)
+        return _conclude(outcomes, root, asked.quiet)
 
 
 def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
     """Draw what is new, say what became of the jobs, and return the exit code."""
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    left = _count(outcomes, "not started")
+    stopped = bool(left) or any(outcome.stopped for outcome in outcomes)
+    pages, problems = _draw_what_is_new(outcomes, root, stopped)
     if not quiet:
         _print_table(outcomes)
-    stopped = any(outcome.stopped or outcome.state == "not started" for outcome in outcomes)
-    for machine in sorted({one.job.machine for one in outcomes if one.state == "done"}):
-        if not stopped:
-            _draw_what_is_new(root, machine, quiet)
+        print(*pages, sep="\n", end="\n" * bool(pages))
+    for problem in problems:
+        print(f"posmat: {problem}", file=sys.stderr)
     counts = [f"{_count(outcomes, state)} {state}" for state in ("done", "failed", "skipped")]
-    if left := _count(outcomes, "not started"):
+    if left:
         counts.append(f"{left} not started")
     paths = [str(outcome.path) for outcome in failed or outcomes]
     print(f"{', '.join(counts)}. Look at {os.path.commonpath(paths)}")
-    return FAILED if failed or left else DONE
+    return FAILED if failed or stopped or problems else DONE
 
 
 def _run_all(jobs: list, root: Path, force: bool, progress) -> list:
@@ -263,21 +275,27 @@ def _check_name(machine: str) -> None:
         )
 
 
-def _draw_what_is_new(root: Path, machine: str, quiet: bool) -> None:
-    """Bring tables, figures and pages up to date with the rows, and say which page to open."""
-    try:
-        said, problems = redraw(root, machine=machine)
-    except (
-        OSError
-    ) as error:  # a full disk, say: the rows are kept, and `posmat draw` makes the rest
-        said, problems = (
-            "",
-            [f"what was measured is kept, but not drawn ({error}): see posmat draw"],
-        )
-    if said and not quiet:
-        print(said)
-    for problem in problems:
-        print(f"posmat: {problem}", file=sys.stderr)
+def _draw_what_is_new(outcomes: list, root: Path, stopped: bool) -> tuple[list[str], list[str]]:
+    """Bring tables, figures and pages up to date with the rows; what was drawn, what was not.
+
+    That goes by the notes that kept results leave, of this command or of one that was killed.
+    """
+    from posmat.report.runner import mark_undrawn, undrawn
+
+    machines = dict.fromkeys(outcome.job.machine for outcome in outcomes)
+    due = [machine for machine in machines if undrawn(root, machine)]
+    told, problems = [], []
+    for machine in due * (not stopped):
+        try:
+            said, bad = redraw(root, machine=machine)
+            mark_undrawn(root, machine, due=False)
+            told += filter(None, [said])
+            problems += bad
+        except (OSError, KeyboardInterrupt) as error:  # a full disk, or a signal
+            problems.append(f"{machine} is not drawn: {error or 'stopped by Ctrl-C'}.")
+    if any(undrawn(root, machine) for machine in due):
+        problems.append("what was measured is kept; the next run or 'posmat draw' draws it.")
+    return told, problems
 
 
 def _print_table(outcomes: list) -> None:

@@ -1,6 +1,7 @@
 """One timing job at a time per device of a host, and how busy the host is otherwise."""
 
 import getpass
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ def one_at_a_time(device: str, waits: Callable[[], None] = lambda: None):
     """Hold the lock of a device of this host; `waits` is called when another run holds it.
 
     The system releases the lock when its process ends, however it ends. It stands where all
-    checkouts of a host find it.
+    checkouts and users of a host find it, whatever TMPDIR is; POSMAT_LOCKS names another folder.
     """
-    path = Path(tempfile.gettempdir()) / f"posmat-{device}.lock"
+    folder = "/tmp" if os.name == "posix" else tempfile.gettempdir()
+    path = Path(os.environ.get("POSMAT_LOCKS", folder)) / f"posmat-{device}.lock"
     lock = FileLock(path, mode=0o666)
     try:
         try:

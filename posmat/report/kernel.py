@@ -8,9 +8,11 @@ carries the notebook as it really stood: done, failed, not run.
 import importlib.util
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -86,6 +88,7 @@ def run_notebook(
         error = found
     except KeyboardInterrupt as found:
         error = found
+    watch.end_children()
     if watch.cell is None and error is None:
         return _without_paths(executed, source)
     sentence = f"{watch.where()}: {_cause(error, watch, cell_timeout)}"
@@ -101,7 +104,7 @@ class _Watch:
 
     def __init__(self, tell: Tell):
         self.tell, self.number, self.total = tell, 0, 0
-        self.notebook = self.cell = self.manager = None
+        self.notebook = self.cell = self.manager = self.group = None
 
     def notebook_starts(self, notebook: NotebookNode) -> None:
         self.notebook = notebook
@@ -110,6 +113,7 @@ class _Watch:
 
     def cell_starts(self, cell: NotebookNode, cell_index: int) -> None:
         self.cell, self.number = cell, self.number + 1
+        self.group = getattr(getattr(self.manager, "provisioner", None), "pgid", None)
         self.tell(self.number, self.total, first_line(cell))
 
     def cell_ended(self, cell: NotebookNode, cell_index: int, execute_reply: dict) -> None:
@@ -120,6 +124,15 @@ class _Watch:
         if self.cell is not None:
             return f"cell {self.number} ({first_line(self.cell)})"
         return f"after cell {self.number}" if self.number else "before its first cell"
+
+    def end_children(self) -> None:
+        """End what cells started and a killed kernel left: the next notebook is timed alone.
+
+        A kernel leads a process group of its own, which its children belong to.
+        """
+        if self.group and hasattr(os, "killpg") and self.group != os.getpgrp():
+            with suppress(OSError):  # nobody is left, as it should be
+                os.killpg(self.group, signal.SIGKILL)
 
     def exit_code(self) -> int | None:
         """The kernel's exit code, or None where it did not end by itself."""

@@ -9,13 +9,14 @@ one timing job at a time per device.
 import difflib
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,8 +105,11 @@ def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
             if stem == name or stem.partition("_")[2] == name or stem[:2] == name.zfill(2)
         ]
         if not matches:
-            near = difflib.get_close_matches(name, there, n=2, cutoff=0.3) or list(there)
-            raise UsageError(f"there is no notebook {word!r}: did you mean {' or '.join(near)}?")
+            near = difflib.get_close_matches(name, there, n=2, cutoff=0.3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}."
+            )
+            raise UsageError(f"there is no notebook {word!r}: {hint}")
         found += [there[stem] for stem in matches if there[stem] not in found]
     return found or list(there.values())
 
@@ -224,7 +228,12 @@ def run_job(
             if not (force or why):
                 return Outcome(job, "skipped", 0.0, results / f"{job.stem}.html")
             claim_machine(root, job.machine)
-            make_folder(results)  # that it cannot be made is better known before than after
+            # That there is no place for results is better known before than after.
+            for folder in (results, root / "data" / job.machine / job.device):
+                if not os.access(make_folder(folder), os.W_OK):
+                    raise RecordError(
+                        f"the folder {folder} cannot be written to: make it writable."
+                    )
             last = provenance(job, root).get("duration_s")
             label += f", {why}" if label and last and why else ""  # why it runs again
             with (
@@ -349,12 +358,38 @@ def keep_results(outcome: Outcome, folder: Path, root: Path) -> Outcome:
             if any(folder.iterdir()):
                 promote(folder, place)
         except (RecordError, OSError) as error:
-            aside = Path(tempfile.mkdtemp(prefix=f"posmat-{job.stem}-"))
-            shutil.copytree(folder, aside, dirs_exist_ok=True)
             message = outcome.message or f"{job.title} ran to its end, but {error}"
-            message += f" What it left is in {aside}."
-            return replace(outcome, state="failed", path=aside, message=message)
+            aside, where = _set_aside(folder, job.stem)
+            return replace(outcome, state="failed", path=aside or root, message=message + where)
         if outcome.state == "done":
             failed.unlink(missing_ok=True)
+            mark_undrawn(root, job.machine)
+        elif not failed.exists():
+            failed = reports  # a full disk had no room for it
         path = reports / f"{job.stem}.html" if outcome.state == "done" else failed
         return replace(outcome, path=path, stopped=outcome.stopped or bool(signals))
+
+
+def _set_aside(folder: Path, stem: str) -> tuple[Path | None, str]:
+    """Keep what a job left where the system keeps temporary files; the place, and it in words."""
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=f"posmat-{stem}-"))
+        shutil.copytree(folder, aside, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        return None, f" What it left has no place in {tempfile.gettempdir()} either: {error}."
+    return aside, f" What it left is in {aside}."
+
+
+def mark_undrawn(root: Path, machine: str, due: bool = True) -> None:
+    """Note that a machine has results which its figures and pages do not show yet, or no more.
+
+    The note outlives a driver that is stopped or killed before it draws, and the next one draws.
+    """
+    with suppress(OSError):  # a full disk: then `posmat draw` is left to the user
+        mark = root / SCRATCH / f"undrawn-{machine}"
+        mark.touch() if due else mark.unlink(missing_ok=True)
+
+
+def undrawn(root: Path, machine: str) -> bool:
+    """Whether a machine has results that its figures and pages do not show yet."""
+    return (root / SCRATCH / f"undrawn-{machine}").exists()

@@ -35,7 +35,8 @@ class Machines:
 
     def run(self, *words: str, **environment: str) -> subprocess.Popen:
         log = (self.folder / f"log-{len(self.started)}").open("w")
-        own = {**os.environ, **QUIET, "TMPDIR": str(self.folder / "tmp")}
+        tmp = str(self.folder / "tmp")
+        own = {**os.environ, **QUIET, "TMPDIR": tmp, "POSMAT_LOCKS": tmp}
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=self.folder,  # python -m looks there first: not in the checkout

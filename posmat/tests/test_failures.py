@@ -100,7 +100,65 @@ def test_a_signal_ends_the_kernel_keeps_what_is_done_and_starts_no_more(tmp_path
     assert (reports / "01_is_good.html").exists()
     truth = states_of(reports / "02_is_slow.failed.ipynb")
     assert [status for _, status, _ in truth] == ["completed", "failed", "pending"]
+    # What is done is not drawn yet: that is said, noted, and made good by the next run.
+    assert "kept; the next run or 'posmat draw' draws it" in err
+    assert [path.name for path in (tmp_path / ".posmat").iterdir()] == ["undrawn-local"]
+    code, out, err = report(tmp_path, "01")
+    assert (code, err) == (0, "") and "0 done, 0 failed, 1 skipped" in out
     assert not list((tmp_path / ".posmat").iterdir())
+
+
+def test_a_killed_kernel_leaves_no_child_beside_the_next_notebook(tmp_path):
+    child = tmp_path / "child"
+    busy = f"import os, pathlib; pathlib.Path({str(child)!r}).write_text(str(os.getpid()))"
+    make_notebook(
+        tmp_path,
+        "01_has_a_child",
+        "import os, subprocess, sys, time",
+        f"subprocess.Popen([sys.executable, '-c', {busy + '; import time; time.sleep(60)'!r}])\n"
+        f"while not os.path.exists({str(child)!r}): time.sleep(0.01)\nos.kill(os.getpid(), 9)",
+    )
+    code, _, err = report(tmp_path)
+    assert code == 1 and "the kernel ended (-9" in err
+    wait_for(child.read_text)
+    wait_for(lambda: is_gone(int(child.read_text())))
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # of an init that reaps late
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_draws_is_told_as_that(tmp_path, number):
+    make_notebook(tmp_path, "01_is_good", KEEP)
+    flag = tmp_path / "drawing"
+    driver = start(tmp_path, POSMAT_TEST_DRAWS=str(flag))
+    wait_for(flag.exists)
+    driver.send_signal(number)
+    out, err = driver.communicate(timeout=30)
+    assert driver.returncode == 1 and "Traceback" not in err
+    assert "posmat: local is not drawn: " in err and "1 done, 0 failed, 0 skipped. Look" in out
+    assert (tmp_path / ".posmat" / "undrawn-local").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path):
+    place = tmp_path / "reports" / "local" / "all"
+    place.mkdir(parents=True)
+    make_notebook(tmp_path, "01_is_good", "raise RuntimeError('it ran')")
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], check=False, capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a read-only tmpfs cannot be mounted here")
+    try:
+        code, _, err = report(tmp_path, "--quiet")
+        assert code == 1 and err.count("\n") == 1
+        assert f"before its first cell: the folder {place} cannot be written to" in err
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def least_used(process, windows=8):

@@ -167,7 +167,7 @@ def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["report", "99"], 2, "no notebook '99'"),
+        (["report", "99"], 2, "no notebook '99': there are 01_matvec"),
         (["report", "05", "-p", "batchsize=1"], 2, "did you mean batch_size"),
         (["report", "05", "-p", "batch_size"], 2, "NAME=VALUE"),
         (["report", "05", "--machine", "A/b"], 2, "is no name"),
@@ -218,3 +218,18 @@ def test_a_device_that_pytorch_cannot_use_is_left_out_aloud(tmp_path, monkeypatc
     left = without_absent_cuda(jobs, tmp_path, "all", True, progress.Progress(quiet=True))
     assert [job.device for job in left] == ["cpu"]
     assert "nothing is run on CUDA: device='cuda' was asked for" in capsys.readouterr().err
+
+
+def test_what_argparse_refuses_is_one_sentence_too(capsys):
+    for words in (["report", "--runs", "x"], ["report", "--device", "gpu"], ["nothing"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.startswith("posmat: ") and error.count("\n") == 1
+
+
+def test_a_reader_who_has_gone_is_no_traceback():
+    command = [sys.executable, "-m", "posmat.report.cli", "report", "--parameters"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+        driver.stdout.close()
+        assert driver.stderr.read() == b"" and driver.wait() == 1

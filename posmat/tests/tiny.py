@@ -10,12 +10,23 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 # The real command on another project's folder than the one that the package stands in. It draws
-# nothing: tiny notebooks keep rows that no figure shows, and loading seaborn takes seconds.
-_DRIVER = (
-    "import sys; from pathlib import Path; from posmat.report import cli; "
-    "cli.redraw = lambda *_, **__: ('', []); "
-    "cli.project_root = lambda: Path(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
-)
+# nothing: tiny notebooks keep rows that no figure shows, and loading seaborn takes seconds. With
+# POSMAT_TEST_DRAWS it takes as long as to draw much, and touches that file when it begins.
+_DRIVER = """
+import os, sys, time
+from pathlib import Path
+from posmat.report import cli
+
+def redraw(*_, **__):
+    if flag := os.environ.get("POSMAT_TEST_DRAWS"):
+        Path(flag).touch()
+        time.sleep(60)
+    return "", []
+
+cli.redraw = redraw
+cli.project_root = lambda: Path(sys.argv[1])
+sys.exit(cli.main(sys.argv[2:]))
+"""
 
 # Rows as a notebook keeps them, without loading pandas.
 KEEP = """
@@ -50,7 +61,7 @@ def start(project: Path, *words: str, **environment: str) -> subprocess.Popen:
     own.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-c", _DRIVER, str(project), "report", *words],
-        env={**os.environ, "TMPDIR": str(own), **environment},
+        env={**os.environ, "TMPDIR": str(own), "POSMAT_LOCKS": str(own), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
