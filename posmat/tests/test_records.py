@@ -3,8 +3,9 @@ import os
 
 import pandas as pd
 import pytest
+import torch
 
-from posmat import records
+from posmat import records, timing
 from posmat.records import (
     JOB_VARIABLE,
     RecordError,
@@ -56,6 +57,15 @@ def test_a_machine_that_belongs_to_another_host_is_refused(tmp_path):
     with pytest.raises(RecordError, match=r"another host .*Another Processor.*--machine"):
         claim_machine(tmp_path, "mine")
     assert mark.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", ""])
+def test_a_mark_that_is_no_object_is_refused_in_one_sentence(tmp_path, text):
+    mark = tmp_path / "data" / "mine" / "host.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text(text)
+    with pytest.raises(RecordError, match=r"host\.json, which says whose.*cannot be read"):
+        claim_machine(tmp_path, "mine")
 
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
@@ -131,6 +141,8 @@ def test_a_run_keeps_rows_and_provenance_that_belong_together(tmp_path):
     assert facts["rows_sha256"] == rows_hash(tmp_path / f"{run.stem}.csv")
     assert facts["parameters"] == {"device": "cpu", "batch_size": 64, "rounds": 30}
     assert facts["host"]["processor"] and facts["device"]["torch"]
+    assert facts["libraries"]["numpy"] and facts["warnings"] == []
+    assert not {"gpu_before", "gpu_after"} & facts.keys()
 
 
 def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
@@ -140,7 +152,32 @@ def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
         run = start_run(NAME, "cpu", {"device": "cpu"})
         run.save(run.pool(rows(float(index), index)))
     assert read_rows(tmp_path / f"{NAME}.csv")["run"].tolist() == [0, 1, 2]
-    assert json.loads((tmp_path / f"{NAME}.json").read_text())["runs"] == 3
+    facts = json.loads((tmp_path / f"{NAME}.json").read_text())
+    kernels = facts["kernels"]
+    assert facts["runs"] == 3 and [kernel["run"] for kernel in kernels] == [0, 1, 2]
+    assert facts["started"] == kernels[0]["started"]
+    mean = sum(kernel["duration_s"] for kernel in kernels) / 3
+    assert facts["duration_s"] == pytest.approx(mean, abs=0.051)
+    assert {"run", "started", "duration_s", "load_1min"} == set(kernels[1])
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps(job | {"run": 0}))
+    start_run(NAME, "cpu", {"device": "cpu"}).save(rows(0.0))
+    facts = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert len(facts["kernels"]) == facts["runs"] == 1, "a new run forgets the last one"
+
+
+def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monkeypatch):
+    state = {"sm_clock_mhz": 1980.0, "sm_clock_max_mhz": 1980.0, "power_w": 300.0}
+    slow = state | {"sm_clock_mhz": 1200.0}
+    facts = {"host": {"load_1min": 0.5}, "gpu_before": state}
+    for index, states in enumerate(([slow, state], [state])):
+        monkeypatch.setattr(timing, "GPU_STATES", states)
+        tags = {"run": index, "machine": "m", "device": "cuda"}
+        device = torch.device("cuda")
+        records.Run(NAME, NAME, {}, tags, device, tmp_path, facts).save(rows(1.0))
+    kept = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert kept["gpu_before"] == kept["gpu_after"] == state
+    (said,) = kept["warnings"]
+    assert said.startswith("run 0: ") and "1,200 MHz" in said
 
 
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):
