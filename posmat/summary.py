@@ -64,6 +64,7 @@ def summarize(
         raise ValueError(
             f"baseline={baseline!r} is not among the methods: {', '.join(rows['method'].unique())}."
         )
+    rows = rows.assign(run=rows["run"].fillna(0))  # blank where no notebook's run tagged them
     lines = []
     groups = rows.groupby(by, sort=False, dropna=False) if by else [((), rows)]
     for key, group in groups:

@@ -1,11 +1,16 @@
+import csv
 import json
 import os
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from posmat import records, timing
+from posmat.memory import peak_memory
+from posmat.problem import ProblemSize
 from posmat.records import (
     JOB_VARIABLE,
     RecordError,
@@ -19,7 +24,16 @@ from posmat.records import (
     start_run,
     variant,
 )
+from posmat.report.drawing import is_frame
+from posmat.summary import summarize
 
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = [
+    path
+    for folder in ("data", "reports")
+    for path in sorted((ROOT / folder).rglob("*.csv"))
+    if not {"local", "quick"} & set(path.parts)
+]
 NAME = "05_positive_matrix_product"
 DEFAULTS = {"device": "cpu", "batch_size": 256, "dtype": "float32", "output_dir": ""}
 
@@ -178,6 +192,39 @@ def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monke
     assert kept["gpu_before"] == kept["gpu_after"] == state
     (said,) = kept["warnings"]
     assert said.startswith("run 0: ") and "1,200 MHz" in said
+
+
+def undescribed(columns, text):
+    """Those names of columns that no `name` of a text is."""
+    named = set(re.findall(r"`([^`]+)`", text)) | set(map(str, range(128)))
+    return [name for name in columns if re.sub("when .* is", "when ... is", name) not in named]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
+def test_every_published_file_and_column_is_described(path):
+    text = (ROOT / "data" / "README.md").read_text()
+    if is_frame(path):
+        assert f"`{re.sub(r'-.*(?=[.].+[.]csv)', '', path.name)}`" in text
+    with path.open(newline="") as file:
+        assert not undescribed(next(csv.reader(file)), text)
+
+
+def test_every_column_that_posmat_makes_is_described():
+    text = (ROOT / "data" / "README.md").read_text()
+    one = {"a": lambda: torch.ones(1)}
+    timed = timing.time_methods(one, reference=None, baseline="a", rounds=1)
+    as_seed = timing.time_as_seed(one, 1, reference=None)
+    memory = peak_memory({"a": "products.linear_product"}, ProblemSize(1, 1, 1), device="cpu")
+    for frame in (timed, as_seed, memory, summarize(timed).reset_index()):
+        assert not undescribed(frame.columns, text)
+
+
+def test_every_key_of_the_provenance_is_described(tmp_path):
+    run = start_run(NAME, "cpu", {"device": "cpu"}, str(tmp_path))
+    run.save(rows(1.0))
+    text = (ROOT / "data" / "README.md").read_text()
+    keys = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert not undescribed([*keys, *keys["kernels"][0], "gpu_before", "gpu_after", "key"], text)
 
 
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):

@@ -59,6 +59,11 @@ def test_several_runs_give_the_range_over_them():
     assert "2.00 to 5.00 over 3 fresh kernels" in tell_ratio(summarize(pd.concat(runs), "a"), "b")
 
 
+def test_rows_without_a_run_are_of_one():
+    table = summarize(rows_of({"a": BASE, "b": [2.0] * 5}).assign(run=pd.NA), "a")
+    assert table.loc["b", "runs"] == 1 and table.loc["b", "ratio"] == pytest.approx(2 / 3)
+
+
 def test_groups_have_their_own_baseline():
     rows = pd.concat(
         [
