@@ -6,12 +6,25 @@ import platform
 import socket
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 
+NOT_GIVEN = "not given by the system"
+LEAST_CLOCK_SHARE = 0.75  # of a GPU's highest SM clock; below it times are not those of the card
+
 # Settings that change what a matrix product costs without showing in any argument.
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "CUDA_", "CUBLAS_", "PYTORCH_")
+# Not torch, whose version stands in every row.
+_LIBRARIES = ("numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "papermill")
+_LIBRARIES += ("python-flint",)
+_OF_THE_GPU = {  # our name, with its unit, and that of nvidia-smi
+    "sm_clock_mhz": "clocks.sm",
+    "sm_clock_max_mhz": "clocks.max.sm",
+    "power_w": "power.draw",
+    "temperature_c": "temperature.gpu",
+}
 
 
 def processor_name() -> str:
@@ -57,12 +70,69 @@ def describe_host() -> dict:
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "governor": governor or "not given by the system",
+        "governor": governor or NOT_GIVEN,
         "load_1min": load,
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
         },
     }
+
+
+def describe_libraries() -> dict[str, str]:
+    """The versions of the libraries that compute, draw and run, without importing them."""
+    return {name: _version(name) for name in _LIBRARIES}
+
+
+def read_gpu(uuid: str) -> dict:
+    """What nvidia-smi says of a GPU now: `sm_clock_mhz`, `sm_clock_max_mhz`, `power_w`,
+    `temperature_c` and `driver`, each 'not given by the system' where it says nothing.
+
+    Args:
+        uuid: as PyTorch gives it, or with the 'GPU-' that nvidia-smi puts before it. An index
+            would not do: the two may count the devices in another order.
+    """
+    asked = ",".join([*_OF_THE_GPU.values(), "driver_version"])
+    order = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={asked}"]
+    order.append("--format=csv,noheader,nounits")
+    try:
+        answer = subprocess.run(order, check=True, capture_output=True, text=True, timeout=30)
+        *numbers, driver = answer.stdout.strip().split(", ")
+        facts = {name: _number(text) for name, text in zip(_OF_THE_GPU, numbers, strict=True)}
+    except (OSError, ValueError, subprocess.SubprocessError):  # it is missing, or knows no such GPU
+        return dict.fromkeys((*_OF_THE_GPU, "driver"), NOT_GIVEN)
+    return facts | {"driver": driver}
+
+
+def slow_clock_warnings(states: list[dict], run: int) -> list[str]:
+    """A sentence where the SM clock was below 75 % of its maximum in one of the states, or none.
+
+    Args:
+        states: what `read_gpu` gave while the device was at work.
+        run: which fresh kernel they are of.
+    """
+    clocks = [(state["sm_clock_mhz"], state["sm_clock_max_mhz"]) for state in states]
+    known = [pair for pair in clocks if NOT_GIVEN not in pair]
+    now, most = min(known, default=(1, 1))
+    if now >= LEAST_CLOCK_SHARE * most:
+        return []
+    return [
+        f"run {run}: the GPU's SM clock fell to {now:,.0f} MHz, below {LEAST_CLOCK_SHARE:.0%} of "
+        f"its maximum of {most:,.0f} MHz, so the times are not those of the card at full speed"
+    ]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:  # "[N/A]", where the card or the driver does not tell
+        return NOT_GIVEN
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _read(path: str) -> str:

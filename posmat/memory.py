@@ -14,13 +14,16 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pandas as pd
+import psutil
 import torch
 
+from posmat.environment import make_current, require_device
 from posmat.problem import ProblemSize, random_operands
 
 # The C library gives freed memory back to the system at once. It would keep what loading and
 # proving a method had used, and the method itself would then seem to need nothing.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+_CLEAR_REFS = "/proc/self/clear_refs"
 
 
 def peak_memory(
@@ -39,17 +42,22 @@ def peak_memory(
         methods: a name for each method (x, w) -> y, given as "module.function" within posmat.
         size, dtype, seed: of the operands, as `random_operands` takes them.
         threads: of PyTorch; each may keep a buffer of its own.
-        tags: further columns with one value for all rows; `device` says where it is measured.
+        tags: further columns with one value for all rows; `device` says where it is measured,
+            "cuda" on the current CUDA device.
 
     Returns:
         One row per method: `peak_bytes` over the operands, and `operand_bytes`. `peak_bytes` is
-        blank where the system does not tell (a CPU under Windows), and the state says so.
+        blank where the system does not tell (a CPU under Windows; elsewhere where the mark cannot
+        be reset and the method stays below what the imports needed), and the state says so.
 
     Raises:
+        ValueError: the device is not there.
         RuntimeError: a process did not finish, out of memory for one.
     """
     kind = str(dtype).removeprefix("torch.")
-    device = str(tags.get("device", "cpu"))
+    device = require_device(str(tags.get("device", "cpu")))
+    if device.type == "cuda" and device.index is None:  # a fresh process would begin at cuda:0
+        device = torch.device("cuda", torch.cuda.current_device())
     sizes = [size.batch_size, size.out_features, size.in_features]
 
     def measure(item: tuple[str, str]) -> dict:
@@ -78,6 +86,7 @@ def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: 
     module, _, name = method.rpartition(".")
     function = getattr(import_module(f"posmat.{module}"), name)
     torch.set_num_threads(int(threads))
+    make_current(torch.device(device))
     dtype = getattr(torch, kind)
     function(*random_operands(ProblemSize(2, 2, 2), dtype, device))
     x, w = random_operands(ProblemSize(int(M), int(N), int(K)), dtype, device, int(seed))
@@ -93,21 +102,27 @@ def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: 
             "state": "measured",
             "peak_bytes": torch.cuda.max_memory_allocated() - before,
         }
-    before = _reset_high_water_mark()
-    if before is None:
+    is_reset = _reset_high_water_mark()
+    in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
+    if mark is None:
         return facts | {"state": "not available", "peak_bytes": None}
     function(x, w)
-    return facts | {"state": "measured", "peak_bytes": _high_water_mark() - before}
+    after = _high_water_mark()
+    if is_reset:
+        return facts | {"state": "measured", "peak_bytes": after - mark}
+    if after == mark:  # what the imports once needed hides all of the method's memory
+        return facts | {"state": "not available", "peak_bytes": None}
+    return facts | {"state": "measured", "peak_bytes": after - in_use}
 
 
-def _reset_high_water_mark() -> int | None:
-    """Bring the mark down to what is in use now, where Linux lets us, and read it."""
+def _reset_high_water_mark() -> bool:
+    """Bring the mark down to what is in use now, where the system lets us: did it?"""
     try:
-        with open("/proc/self/clear_refs", "w") as file:
+        with open(_CLEAR_REFS, "w") as file:
             file.write("5")  # proc(5): resets the peak resident set size
-    except OSError:
-        pass  # then what the imports once needed hides as much of the method's memory
-    return _high_water_mark()
+    except OSError:  # there is none on macOS, and some containers refuse it
+        return False
+    return True
 
 
 def _high_water_mark() -> int | None:

@@ -4,10 +4,13 @@ In the GEMM's letters Y = X Wᵀ, with X (M, K), W (N, K) and Y (M, N); in PyTor
 `batch_size`, N is `out_features` and K is `in_features`, the inner dimension.
 """
 
+import operator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from posmat.environment import require_device
 
 
 class NotAvailable(RuntimeError):
@@ -17,6 +20,8 @@ class NotAvailable(RuntimeError):
 @dataclass(frozen=True)
 class ProblemSize:
     """The three sizes of a fully connected layer's product, each a whole number above 0.
+
+    Any integer is taken, NumPy's too, and kept as an int.
 
     Args:
         batch_size: M, the rows of X.
@@ -34,10 +39,15 @@ class ProblemSize:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            try:
+                whole = 0 if isinstance(value, bool) else operator.index(value)
+            except TypeError:
+                whole = 0
+            if whole < 1:
                 raise ValueError(
                     f"{field.name}={value!r} is not a size: give a whole number above 0."
                 )
+            object.__setattr__(self, field.name, whole)
 
     @property
     def partial_products(self) -> int:
@@ -71,8 +81,9 @@ def random_operands(
         low, high: the range of integer operands. The default is the symmetric range of int8.
 
     Raises:
-        ValueError: the range is empty or does not fit the dtype.
+        ValueError: the range is empty or does not fit the dtype, or the device is not there.
     """
+    device = require_device(device)
     generator = torch.Generator().manual_seed(seed)
     shapes = (
         (size.batch_size, size.in_features),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posmat.problem import check_operands
-from posmat.signmag import SignMagnitude, to_sign_magnitude
+from posmat.signmag import SignMagnitude, as_sign_magnitude, to_sign_magnitude
 
 INT32_MAX_IN_FEATURES = (2**31 - 1) // (128 * 128)  # 131,071: K such products fit int32
 FLOAT32_MAX_IN_FEATURES = 2**24 // (128 * 128)  # 1,024: K such products are exact in float32
@@ -78,7 +78,7 @@ def elementwise_product(x: Tensor, w: Tensor, block_elements: int | None = None)
             device.
 
     Raises:
-        TypeError, ValueError: see `check_operands`.
+        TypeError, ValueError: see `check_operands`; or block_elements is below 1.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
@@ -125,9 +125,10 @@ def sign_magnitude_product(
             device.
 
     Raises:
-        TypeError, ValueError: see `check_operands`.
+        TypeError, ValueError: see `check_operands` and `as_sign_magnitude`; or block_elements is
+            below 1.
     """
-    weight = w if isinstance(w, SignMagnitude) else to_sign_magnitude(w)
+    weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
     data = to_sign_magnitude(x)
     return _sum_outer_blocks(
@@ -150,9 +151,9 @@ def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Te
     conversions that PyTorch makes on the way, to int64 for the sum above all, are as much again.
 
     Raises:
-        TypeError, ValueError: see `check_operands`.
+        TypeError, ValueError: see `check_operands` and `as_sign_magnitude`.
     """
-    weight = w if isinstance(w, SignMagnitude) else to_sign_magnitude(w)
+    weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
     data = to_sign_magnitude(x)
     signs = weight.sign * data.sign.unsqueeze(1)  # (M, N, K) int8
@@ -180,6 +181,8 @@ def _sum_outer_blocks(
     sum along the last axis would not. Two buffers are used again for every block: a fresh one would
     be mapped and unmapped by the system each time.
     """
+    if block_elements is not None and block_elements < 1:
+        raise ValueError(f"block_elements={block_elements}: give 1 or more, or None.")
     M, N = shape
     first = factors[0][0]
     K, device, dtype = first.shape[0], first.device, first.dtype

@@ -26,11 +26,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import psutil
 
-from posmat.host import describe_host, host_identity
+from posmat.host import (
+    describe_host,
+    describe_libraries,
+    host_identity,
+    read_gpu,
+    slow_clock_warnings,
+)
 
 if TYPE_CHECKING:  # pandas takes most of a second to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -108,12 +115,15 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
 
 def _read_mark(mark: Path) -> dict:
     try:
-        return json.loads(mark.read_text())
+        found = json.loads(mark.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
         raise RecordError(
             f"{mark}, which says whose the folder is, cannot be read ({error}): remove it if the "
             "folder is this host's."
         ) from None
+    return found
 
 
 def make_folder(folder: Path) -> Path:
@@ -303,19 +313,51 @@ class Run:
         return f"{changed}-{self.tags['machine']}-{self.tags['device']}"
 
     def _write_provenance(self, path: Path, known: dict) -> None:
-        now = time.time()
+        earlier = self._earlier_provenance()
+        own = {
+            "run": self.tags["run"],
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            "duration_s": round(time.time() - self.started, 1),
+            "load_1min": self.facts["host"]["load_1min"],
+        }
+        kernels = [*earlier.get("kernels", []), own]
+        gpu, warnings = self._after_measuring()
         facts = {
             "notebook": self.notebook,
             "machine": self.tags["machine"],
             "parameters": self.parameters,
             "runs": self.tags["run"] + 1,
             **known,
-            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
-            "duration_s": round(now - self.started, 1),
+            "started": kernels[0]["started"],
+            "duration_s": round(fmean(kernel["duration_s"] for kernel in kernels), 1),
+            "kernels": kernels,
             "sources": describe_sources(),
             **self.facts,
+            **gpu,
+            "warnings": [*earlier.get("warnings", []), *warnings],
         }
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def _earlier_provenance(self) -> dict:
+        """What the earlier fresh kernels of this run left, as `pool` takes their rows."""
+        path = self.output_dir and self.output_dir / f"{self.stem}.json"
+        if self.tags["run"] == 0 or not path or not path.exists():
+            return {}
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _after_measuring(self) -> tuple[dict, list[str]]:
+        """The fact `gpu_after` and a warning where the SM clock fell too low, on CUDA only.
+
+        The state is the last that `time_methods` read under load. Where nothing was timed it is
+        read here, from a device that idles and has lowered its clock: that warns of nothing.
+        """
+        if getattr(self.device, "type", "") != "cuda":
+            return {}, []
+        from posmat.environment import gpu_uuid
+        from posmat.timing import GPU_STATES
+
+        after = GPU_STATES[-1] if GPU_STATES else read_gpu(gpu_uuid(self.device))
+        return {"gpu_after": after}, slow_clock_warnings(GPU_STATES, self.tags["run"])
 
 
 def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str = "") -> Run:
@@ -324,7 +366,8 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
     Args:
         notebook: the notebook's name, without .ipynb.
         device: the device it measures on, or None for a notebook that reads rows only; the host
-            and the device are described at the start, before the measuring loads them.
+            and the device are described at the start, before the measuring loads them. A CUDA
+            device with an index becomes the current one, which clocks and controls go by.
         namespace: the notebook's `globals()`; the values of its parameters are read from there.
         output_dir: one folder for all files, or '' for the project's `local` folders.
 
@@ -353,15 +396,24 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
         tags=tags | {"device": ALL_DEVICES},
         device=None,
         output_dir=folder,
-        facts={"host": describe_host()},
+        facts={"host": describe_host(), "libraries": describe_libraries()},
     )
     if device is not None:
         # Imports torch, which a notebook that reads rows does without.
-        from posmat.environment import describe_device, describe_environment, require_device
+        from posmat.environment import (
+            describe_device,
+            describe_environment,
+            gpu_uuid,
+            make_current,
+            require_device,
+        )
 
         run.device = require_device(device)
+        make_current(run.device)
         run.tags |= describe_environment(device)
         run.facts["device"] = describe_device(device)
+        if run.device.type == "cuda":
+            run.facts["gpu_before"] = read_gpu(gpu_uuid(run.device))
     return run
 
 

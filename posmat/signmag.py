@@ -31,6 +31,19 @@ def to_sign_magnitude(x: Tensor) -> SignMagnitude:
     return SignMagnitude(torch.sign(x), x.abs().view(torch.uint8))
 
 
+def as_sign_magnitude(w: Tensor | SignMagnitude) -> SignMagnitude:
+    """The signs and magnitudes of weights: split here, or split before and looked at.
+
+    Raises:
+        TypeError: w is not int8, or its parts are not int8 and uint8.
+        ValueError: the parts differ in shape or device.
+    """
+    if isinstance(w, SignMagnitude):
+        _check_parts(*w)
+        return w
+    return to_sign_magnitude(w)
+
+
 def from_sign_magnitude(sign: Tensor, magnitude: Tensor) -> Tensor:
     """Put int8 numbers together again: the inverse of `to_sign_magnitude`, for all 256 values.
 
@@ -38,16 +51,28 @@ def from_sign_magnitude(sign: Tensor, magnitude: Tensor) -> Tensor:
 
     Raises:
         TypeError: the parts are not int8 and uint8.
-        ValueError: a number is outside -128..127.
+        ValueError: the parts differ in shape or device, or a number is outside -128..127.
     """
-    if sign.dtype != torch.int8 or magnitude.dtype != torch.uint8:
-        raise TypeError(
-            f"sign is {sign.dtype} and magnitude is {magnitude.dtype}: "
-            "they must be torch.int8 and torch.uint8."
-        )
+    _check_parts(sign, magnitude)
     value = sign.short() * magnitude.short()
     if value.numel() and (value.max() > 127 or value.min() < -128):
         raise ValueError(
             f"the numbers reach from {value.min()} to {value.max()}: int8 holds -128..127."
         )
     return value.to(torch.int8)
+
+
+def _check_parts(sign: Tensor, magnitude: Tensor) -> None:
+    """Refuse parts that `to_sign_magnitude` would not give; their numbers are not looked at."""
+    if sign.dtype != torch.int8 or magnitude.dtype != torch.uint8:
+        # int8 holds the magnitude of -128 as -128: read as a number it changes the sign.
+        raise TypeError(
+            f"sign is {sign.dtype} and magnitude is {magnitude.dtype}: "
+            "they must be torch.int8 and torch.uint8, as to_sign_magnitude gives them."
+        )
+    if sign.shape != magnitude.shape or sign.device != magnitude.device:
+        raise ValueError(
+            f"sign has shape {tuple(sign.shape)} on {sign.device} and magnitude has shape "
+            f"{tuple(magnitude.shape)} on {magnitude.device}: they must be of one tensor, as "
+            "to_sign_magnitude gives them."
+        )

@@ -13,6 +13,11 @@ AGAIN = " (again)"  # the first control: the baseline a second time, whose ratio
 FLOOR = "one-element call"  # the second: what calling and launching alone costs
 
 _RESAMPLES = 2000
+# What two times must share before one is divided by the other or both go into one median.
+_SHARED = ("clock", "dtype", "batch_size", "out_features", "in_features", "threads", "machine")
+_SHARED += ("device",)
+# A method of several runs is in the state of its worst one.
+_STATES = ("timed", "not available", "not supported", "wrong")
 
 
 def is_control(method: str) -> bool:
@@ -46,9 +51,11 @@ def summarize(
         A frame indexed by `by` and method, in the order of the rows. Times are in seconds. `ratio`
         is the method's time over the baseline's, with `ratio_low` and `ratio_high`: a 95 %
         bootstrap interval where `runs` is 1, the smallest and the largest run's where it is more.
+        `state` is the worst of the runs, and `runs` counts those that timed the method.
 
     Raises:
-        ValueError: the baseline is not among the methods, or a timed row has no time above 0.
+        ValueError: the baseline is not among the methods, a timed row has no time above 0, or a
+            group mixes clocks, dtypes, sizes, threads, machines or devices.
     """
     by = list(by or [])
     check_rows(rows)
@@ -57,11 +64,16 @@ def summarize(
         raise ValueError(
             f"baseline={baseline!r} is not among the methods: {', '.join(rows['method'].unique())}."
         )
+    rows = rows.assign(run=rows["run"].fillna(0))  # blank where no notebook's run tagged them
     lines = []
     groups = rows.groupby(by, sort=False, dropna=False) if by else [((), rows)]
     for key, group in groups:
         base = group[group["method"] == baseline]
+        if len(base):
+            _refuse_mixture(group, by)
         for method, own in group.groupby("method", sort=False):
+            if base.empty:  # nothing is divided: methods of two dtypes may stand side by side
+                _refuse_mixture(own, by)
             lines.append(
                 {**dict(zip(by, key, strict=True)), "method": method, **_line(own, base)}
                 | {"baseline": baseline}
@@ -91,6 +103,17 @@ def check_rows(rows: pd.DataFrame) -> None:
             f"row {place + 1} ({rows['method'].iloc[place]}) is in the state 'timed' with the time "
             f"{rows['seconds'].iloc[place]!r}: seconds must be a number above 0."
         )
+
+
+def _refuse_mixture(rows: pd.DataFrame, by: list[str]) -> None:
+    """Refuse rows of more than one clock, dtype, size ... as one group."""
+    for name in _SHARED:
+        if name in rows and rows[name].nunique() > 1:
+            found = ", ".join(map(str, rows[name].dropna().unique()))
+            raise ValueError(
+                f"the rows of one group hold several values of {name} ({found}), whose times must "
+                f"not be mixed: take the rows of one, or give by={[*by, name]}."
+            )
 
 
 def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
@@ -131,11 +154,12 @@ def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def tell_ratio(table: pd.DataFrame, method: str) -> str:
+def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
     """A ratio as words that claim no more than was measured.
 
     Several runs: the range over them, and whether it leaves out 1 by more than the control's range
-    does. One run: the interval, and the words 'in one run'.
+    does. One run: the interval, and the words 'in one run'. In a table of groups `method` is the
+    whole index, (group, method).
     """
     line = table.loc[method]
     if line["state"] != "timed":
@@ -154,18 +178,20 @@ def tell_ratio(table: pd.DataFrame, method: str) -> str:
     return f"{value} ({spread}{verdict})"
 
 
-def stands(table: pd.DataFrame, method: str) -> bool:
+def stands(table: pd.DataFrame, method: str | tuple) -> bool:
     """Whether a method's ratio is told apart from 1 by more than the noise.
 
     Its range must leave out 1, and by more than the range of the control, the baseline timed a
-    second time, strays from 1.
+    second time, strays from 1. In a table of groups `method` is the whole index, (group, method),
+    and the control is that of the group.
     """
     line = table.loc[method]
     if pd.isna(line["ratio"]):
         return False
+    own = table.xs(method[:-1], level=table.index.names[:-1]) if table.index.nlevels > 1 else table
     floor = 0.0
-    for control in (name for name in table.index if str(name).endswith(AGAIN)):
-        again, once = table.loc[control], table.loc[control.removesuffix(AGAIN)]
+    for control in (name for name in own.index if name.endswith(AGAIN)):
+        again, once = own.loc[control], own.loc[control.removesuffix(AGAIN)]
         if again["state"] == once["state"] == "timed":
             # Both over the same baseline, so over each other they are the control's own ratio.
             ends = (again["ratio_low"] / once["ratio"], again["ratio_high"] / once["ratio"])
@@ -175,15 +201,15 @@ def stands(table: pd.DataFrame, method: str) -> bool:
 
 def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
     """What one method's rows come to."""
-    state = own["state"].iloc[0]
+    states = set(own["state"])
     exact = own["exact"].dropna()
     error = own["max_error"].dropna()
     timed = own[own["state"] == "timed"]
     facts = {
-        "state": state,
+        "state": max(states, key=_STATES.index),
         "exact": bool(exact.all()) if len(exact) else None,
         "max_error": error.max() if len(error) else None,
-        "runs": own["run"].nunique(),
+        "runs": timed["run"].nunique(),
         "rounds": len(timed),
     }
     names = ("number", "median", "q25", "q75", "min", "first", "disturbed")
@@ -201,13 +227,15 @@ def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
         "first": timed.groupby("run")["first_s"].first().astype(float).median(),
         "disturbed": disturbed,
     }
-    return facts | _ratio(timed, base) | {"warnings": ", ".join(_warnings(timed, facts))}
+    found = ["not timed in every run"] if len(states) > 1 else []
+    warnings = ", ".join(found + _warnings(timed, facts))
+    return facts | _ratio(timed, base) | {"warnings": warnings}
 
 
 def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> dict:
     """The paired ratio, its range, and the ratio of the minima as a second opinion."""
     pairs = own.merge(base, on=["run", "round"], suffixes=("", "_base"))
-    if pairs.empty or not (pairs["state_base"] == "timed").all():
+    if pairs.empty or not (base["state"] == "timed").all():
         return dict.fromkeys(("ratio", "ratio_low", "ratio_high", "ratio_min"))
     pairs["paired"] = pairs["seconds"].astype(float) / pairs["seconds_base"].astype(float)
     by_run = pairs.groupby("run")["paired"].median()

@@ -14,6 +14,8 @@ import sys
 import time
 import timeit
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pandas as pd
 import torch
@@ -21,15 +23,21 @@ from torch import Tensor
 from torch.utils import benchmark
 from tqdm import tqdm
 
+from posmat.environment import gpu_uuid, require_device
+from posmat.host import read_gpu
 from posmat.problem import NotAvailable
 from posmat.summary import AGAIN, FLOOR
 
 BLOCK_S = 5e-3  # long enough to hide the clock, short enough to fall between the scheduler's slices
 WARM_UP_S = 0.2
 LONG_S = 0.05  # a call of this length or more is a block by itself, without further untimed calls
-SLOW_S = 0.5  # a method of half a second or more meets SLOW_ROUNDS rounds only
+# A method of half a second or more meets SLOW_ROUNDS rounds only: thirty would take a notebook over
+# 15 s for this method alone, in each of its kernels.
+SLOW_S = 0.5
 SLOW_ROUNDS = 5
 
+# What each measurement of this process said of the CUDA device under its load, for the provenance.
+GPU_STATES: list[dict] = []
 
 COLUMNS = (
     *("run", "notebook", "method", "state", "exact", "max_error", "error_bound"),
@@ -39,6 +47,7 @@ COLUMNS = (
 )
 _CANNOT = ("not implemented for", "don't support automatic differentiation")
 _CACHE = {"host": "hot", "event": "cold", "graph": "hot"}
+_SEED_CLOCKS = ("seed (process)", "seed (wall)")
 
 
 def time_methods(
@@ -58,21 +67,33 @@ def time_methods(
 ) -> pd.DataFrame:
     """Prove each method, then time all of them in interleaved blocks.
 
+    A block lasts 5 ms or one call. Before it a quarter as many untimed calls are made, for what the
+    last method left in the caches; a call of 50 ms or more is long against that and goes without.
+
+    On CUDA it is the current device that is waited for and measured (`start_run` makes the device
+    of the run the current one). With the host clock, the device's own clocks are read at the end,
+    for the provenance: while the baseline, or else the first method, keeps it at work, because an
+    idle device lowers them.
+
     Args:
         methods: a name and a callable of no arguments for each method.
         reference: what every method must give, or a mapping with one for each name. An integer
             reference asks for equality, `exact`; a floating one for a `max_error` within
-            `error_bound`. None: nothing to compare with, which leaves both blank.
+            `error_bound`. None, for all or for one name: nothing to compare with, which leaves
+            both blank. Another shape than the reference's is always wrong.
         baseline: the method that the two controls belong to; they are added when it is named.
-        error_bound: the largest error that a floating result may have.
+        error_bound: the largest error that a floating result may have; a floating reference asks
+            for it.
         time_wrong: the names of methods that are timed although they are wrong, because the
             notebook is about that.
-        rounds: each times every method once. A method of half a second or more meets five of them.
+        rounds: each times every method once. A method of half a second or more meets five of them,
+            evenly spread.
         threads: of PyTorch on the host, while it is timed.
         seed: of the order in which a round times the methods.
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
             or "graph" (replay of a captured graph, hot cache). None: all that the device has, one
-            after the other, each in rows of its own.
+            after the other, each in rows of its own. Of "event" `seconds` is the median over
+            `number` calls, of "graph" over `number` replays, each of as many calls as fill 5 ms.
         timer, cpu_timer: clocks, in seconds; they are replaced in tests.
         tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
 
@@ -81,12 +102,15 @@ def time_methods(
         'timed', 'wrong', 'not supported' or 'not available', and `why`.
 
     Raises:
-        ValueError: the clock or the baseline is not known, or rounds or threads are not above 0.
+        ValueError: the clock or the baseline is not known, rounds or threads are not above 0, the
+            device is not there, a floating reference has no error_bound, or `reference` or
+            `time_wrong` do not name the methods.
     """
+    device = require_device(str(tags.get("device", "cpu")))
     if clock is None:
         options = {"reference": reference, "baseline": baseline, "error_bound": error_bound}
         options |= {"time_wrong": time_wrong, "rounds": rounds, "threads": threads, "seed": seed}
-        clocks = tuple(_CACHE) if str(tags.get("device")).startswith("cuda") else ("host",)
+        clocks = tuple(_CACHE) if device.type == "cuda" else ("host",)
         return pd.concat(
             [
                 time_methods(
@@ -102,19 +126,25 @@ def time_methods(
         raise ValueError(f"rounds={rounds} and threads={threads}: both must be 1 or more.")
     if baseline is not None and baseline not in methods:
         raise ValueError(f"baseline={baseline!r} is not among {', '.join(methods)}.")
-    references = reference if isinstance(reference, Mapping) else dict.fromkeys(methods, reference)
+    references = _references(methods, reference, error_bound)
+    strange = (references.keys() | set(time_wrong)) - methods.keys()
+    if strange:
+        raise ValueError(
+            f"reference or time_wrong name {', '.join(sorted(strange))}: the methods are "
+            f"{', '.join(methods)}."
+        )
     if baseline is not None:
-        one = torch.ones(1, device=str(tags.get("device", "cpu")))
+        one = torch.ones(1, device=device)
         methods = {**methods, baseline + AGAIN: methods[baseline], FLOOR: lambda: one + one}
-        references = {**references, baseline + AGAIN: references.get(baseline), FLOOR: None}
-        time_wrong = {*time_wrong, baseline + AGAIN} if baseline in time_wrong else time_wrong
+        references = {**references, baseline + AGAIN: references[baseline], FLOOR: None}
+        time_wrong = {*time_wrong, baseline + AGAIN} if baseline in time_wrong else set(time_wrong)
 
     tags = {**tags, "threads": threads, "clock": clock, "cache": _CACHE[clock]}
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         proved = {
-            name: _prove(method, references.get(name), error_bound, name in time_wrong, timer)
+            name: _prove(method, references[name], error_bound, name in time_wrong, timer)
             for name, method in methods.items()
         }
         ready = {}
@@ -122,7 +152,8 @@ def time_methods(
             if proved[name]["state"] != "timed":
                 continue
             try:
-                ready[name] = _prepare(method, threads, clock, timer)
+                first_s = proved[name]["first_s"]
+                ready[name] = _prepare(method, first_s, threads, clock, timer)
             except NotAvailable as error:
                 proved[name] |= {"state": "not available", "why": str(error)}
             except RuntimeError as error:
@@ -131,6 +162,9 @@ def time_methods(
                 reason = str(error).splitlines()[0]  # it waits for the device, say
                 proved[name] |= {"state": "not supported", "why": f"no graph of it: {reason}"}
         blocks = _interleave(methods, ready, rounds, threads, seed, clock, timer, cpu_timer)
+        if device.type == "cuda" and clock == "host" and ready:
+            load = methods[baseline if baseline in ready else next(iter(ready))]
+            GPU_STATES.append(_call_during(load, partial(read_gpu, gpu_uuid(device))))
     finally:
         torch.set_num_threads(threads_before)
 
@@ -158,10 +192,13 @@ def time_as_seed(
 
     One loop of `calls`, one method after the other, read with both clocks that `time.clock` stood
     for: the process's time, which it was on Unix, and wall time, which it was on Windows. Each
-    method is proved first, as in `time_methods`; its first call is therefore not a cold one.
+    method is proved first, as in `time_methods`; its first call is therefore not a cold one, and
+    `first_s` is blank.
 
     Args:
-        methods, reference, error_bound, time_wrong, tags: as for `time_methods`.
+        methods, error_bound, tags: as for `time_methods`.
+        reference, time_wrong: as for `time_methods`; they may name more methods than these, which
+            are some of those that a notebook times.
         calls: in the loop. When the first takes over half a second there are five, or fewer if
             fewer were asked for, and the row's `number` says so.
         synchronise: wait for the device after each call, as some of the seed's cells do. Without
@@ -169,16 +206,24 @@ def time_as_seed(
         wall, cpu_timer: clocks, in seconds; they are replaced in tests.
 
     Returns:
-        Two rows for each method that was timed, with the clocks 'seed (process)' and 'seed (wall)'.
+        Two rows for each method, with the clocks 'seed (process)' and 'seed (wall)'; a method that
+        was not timed says why in both. `synchronised` is 'yes', 'no', or 'not needed' on the CPU.
+
+    Raises:
+        ValueError: the device is not there, a floating reference has no error_bound, or a method
+            is not in a mapping of references.
     """
-    references = reference if isinstance(reference, Mapping) else dict.fromkeys(methods, reference)
-    wait = torch.cuda.synchronize if str(tags.get("device")) == "cuda" else lambda: None
+    on_cuda = require_device(str(tags.get("device", "cpu"))).type == "cuda"
+    references = _references(methods, reference, error_bound)
+    wait = torch.cuda.synchronize if on_cuda else lambda: None
+    synchronised = ("yes" if synchronise else "no") if on_cuda else "not needed"
     rows = []
     for name, method in methods.items():
-        facts = _prove(method, references.get(name), error_bound, name in time_wrong, wall)
+        facts = _prove(method, references[name], error_bound, name in time_wrong, wall)
         row = {**tags, "method": name, "threads": torch.get_num_threads(), "cache": "hot", **facts}
+        row |= {"synchronised": synchronised, "first_s": None}
         if facts["state"] != "timed":
-            rows.append(row | {"clock": "seed (wall)"})
+            rows += [row | {"clock": clock} for clock in _SEED_CLOCKS]
             continue
         wait()  # what was queued before is not this method's
         number, start, cpu_start = 0, wall(), cpu_timer()
@@ -193,10 +238,32 @@ def time_as_seed(
         seconds, cpu_s = (wall() - start) / number, (cpu_timer() - cpu_start) / number
         wait()
         row |= {"round": 0, "position": len(rows), "number": number}
-        rows.append(row | {"clock": "seed (process)", "seconds": cpu_s})
-        rows.append(row | {"clock": "seed (wall)", "seconds": seconds})
+        for clock, value in zip(_SEED_CLOCKS, (cpu_s, seconds), strict=True):
+            rows.append(row | {"clock": clock, "seconds": value})
     extra = [name for name in tags if name not in COLUMNS]
-    return pd.DataFrame(rows).reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
+    columns = [*COLUMNS, "synchronised", *extra]
+    return pd.DataFrame(rows).reindex(columns=columns).convert_dtypes()
+
+
+def _references(methods, reference, error_bound) -> dict[str, Tensor | None]:
+    """The reference of each method, and refuse what would leave a method unproved unsaid."""
+    if not isinstance(reference, Mapping):
+        reference = dict.fromkeys(methods, reference)
+    missing = [name for name in methods if name not in reference]
+    if missing:
+        raise ValueError(
+            f"reference has nothing for {', '.join(missing)}, but for {', '.join(reference)}: give "
+            "each method one, or None where there is nothing to compare with."
+        )
+    floating = [
+        name for name in methods if (one := reference[name]) is not None and one.is_floating_point()
+    ]
+    if floating and error_bound is None:
+        raise ValueError(
+            f"the reference of {', '.join(floating)} is floating and error_bound is None: give the "
+            "largest error that rounding may cause."
+        )
+    return dict(reference)
 
 
 def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
@@ -215,34 +282,43 @@ def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
     facts = {"state": "timed", "first_s": first_s}
     if reference is None:
         return facts
+    why = "it does not give what the reference gives"
     same_shape = result.shape == reference.shape
-    if reference.dtype.is_floating_point:
-        error = (result.double() - reference).abs().max().item() if same_shape else math.inf
-        facts |= {"max_error": error, "error_bound": error_bound}
-        right = error <= (math.inf if error_bound is None else error_bound)  # False for NaN
+    if not same_shape:
+        why = f"it gives the shape {tuple(result.shape)}, the reference {tuple(reference.shape)}"
+    if reference.is_floating_point():
+        facts["error_bound"] = error_bound
+        if same_shape:
+            errors = (result.double() - reference).abs()
+            facts["max_error"] = errors.max().item() if errors.numel() else 0.0
+        right = same_shape and facts["max_error"] <= error_bound  # False for NaN
     else:
         # Compared as float64 where the result is floating: it holds every float32 and every
         # integer of a reference below 2**53.
         as_is = result.double() if result.dtype.is_floating_point else result
         right = same_shape and bool(torch.all(as_is == reference))
         facts["exact"] = right
-    if not right and not time_wrong:
-        facts |= {"state": "wrong", "why": "it does not give what the reference gives"}
+    if not right and not (time_wrong and same_shape):
+        facts |= {"state": "wrong", "why": why}
     return facts
 
 
-def _prepare(method, threads, clock, timer) -> tuple[int, float]:
-    """Warm a method up; find how many calls make a block of 5 ms, and how long one call takes."""
+def _prepare(method, first_s, threads, clock, timer) -> tuple[int, float]:
+    """Warm a method up; find how many calls make a block of 5 ms, and how long one call takes.
+
+    Whether a call is long is decided by the best of the first and at least two more: the first may
+    be cold, and something else may have had the processor during the second.
+    """
     if clock != "host":
         seconds, number = _device_block(method, clock)
         return number, seconds
-    start = timer()
-    method()
-    once = timer() - start
+    start, once, calls = timer(), first_s, 0
+    while calls < 2 or timer() - start < WARM_UP_S:
+        before = timer()
+        method()
+        once, calls = min(once, timer() - before), calls + 1
     if once >= LONG_S:
         return 1, once
-    while timer() - start < WARM_UP_S:
-        method()
     number = 1
     while True:
         best = min(_host_block(method, number, 0.0, threads, timer) for _ in range(3))
@@ -253,7 +329,8 @@ def _prepare(method, threads, clock, timer) -> tuple[int, float]:
 
 def _interleave(methods, ready, rounds, threads, seed, clock, timer, cpu_timer) -> list[dict]:
     """Time one block of every method in every round."""
-    slow_rounds = set(range(0, rounds, math.ceil(rounds / SLOW_ROUNDS)))
+    met = min(rounds, SLOW_ROUNDS)
+    slow_rounds = {index * rounds // met for index in range(met)}
     blocks, start = [], timer()
     orders = _orders(list(ready), rounds, random.Random(seed))
     progress = tqdm(orders, "rounds", rounds, delay=2, leave=False, disable=not sys.stderr.isatty())
@@ -315,7 +392,12 @@ def _host_block(method, number, once, threads, timer) -> float:
 
 
 def _device_block(method, clock) -> tuple[float, int]:
-    """Median seconds per call on the device, and how many calls it is the median of."""
+    """Median seconds per call on the device, and over how many calls or replays of a graph."""
+    if not torch.cuda.is_available():
+        raise NotAvailable(
+            f"clock={clock!r} is read from a CUDA device, and this PyTorch ({torch.__version__}) "
+            "sees none: take clock='host'."
+        )
     try:
         from triton.testing import do_bench, do_bench_cudagraph
     except ImportError as error:
@@ -326,3 +408,14 @@ def _device_block(method, clock) -> tuple[float, int]:
     else:
         times = do_bench_cudagraph(method, rep=rep_ms, return_mode="all")
     return statistics.median(times) / 1e3, len(times)
+
+
+def _call_during(method, look) -> object:
+    """What `look` finds while the method is called again and again; at least once."""
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(look)
+        while True:
+            method()
+            torch.cuda.synchronize()  # or calls would queue up beyond the look
+            if found.done():
+                return found.result()

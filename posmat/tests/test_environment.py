@@ -1,15 +1,24 @@
 import pytest
 import torch
 
-from posmat.environment import describe_device, describe_environment, require_device
-from posmat.host import describe_host, host_identity
+from posmat.environment import describe_device, describe_environment, make_current, require_device
+from posmat.host import (
+    NOT_GIVEN,
+    describe_host,
+    describe_libraries,
+    host_identity,
+    read_gpu,
+    slow_clock_warnings,
+)
+from posmat.memory import peak_memory
+from posmat.problem import ProblemSize, random_operands
+from posmat.timing import time_as_seed, time_methods
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cpu:", "mps"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:x", "", "cpu:", "cpu:5", "cuda:", "cuda:²", "cuda:01", "mps"]
+)
 def test_a_device_that_is_not_known_is_refused(name):
-    if name == "cpu:":
-        assert require_device("cpu").type == "cpu"
-        return
     with pytest.raises(ValueError, match="'cpu', 'cuda' or"):
         require_device(name)
 
@@ -20,10 +29,94 @@ def test_a_device_that_is_not_there_is_refused_and_never_replaced():
         require_device(f"cuda:{count}")
 
 
+def test_everything_that_takes_a_device_refuses_in_the_same_words():
+    one, size = {"a": lambda: torch.ones(1)}, ProblemSize(1, 1, 1)
+    for ask in (
+        lambda device: random_operands(size, device=device),
+        lambda device: time_methods(one, reference=None, device=device),
+        lambda device: time_methods(one, reference=None, baseline="a", clock="host", device=device),
+        lambda device: time_as_seed(one, 1, reference=None, device=device),
+        lambda device: peak_memory({"a": "products.linear_product"}, size, device=device),
+    ):
+        with pytest.raises(ValueError, match="device='gpu' is not known"):
+            ask("gpu")
+        with pytest.raises(ValueError, match="device='cuda:99' was asked for"):
+            ask("cuda:99")
+
+
+def test_a_device_with_an_index_becomes_the_current_one(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        make_current(torch.device(name))
+    assert made == [torch.device("cuda:1")]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+def test_the_second_device_is_the_one_that_is_measured():
+    before = torch.cuda.current_device()
+    try:
+        make_current(torch.device("cuda:1"))
+        rows = time_methods({"a": lambda: torch.ones(1, device="cuda")}, reference=None, rounds=1)
+        assert (rows["state"] == "timed").all()
+        assert torch.ones(1, device="cuda").device == torch.device("cuda:1")
+    finally:
+        torch.cuda.set_device(before)
+
+
+def fake_nvidia_smi(folder, monkeypatch, answer):
+    """An nvidia-smi that writes down how it was called, and answers; the file that it writes."""
+    script, calls = folder / "nvidia-smi", folder / "calls"
+    script.write_text(f"#!/bin/sh\necho \"$@\" >> '{calls}'\n{answer}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return calls
+
+
+def test_the_clocks_of_a_gpu_are_read_by_its_uuid(tmp_path, monkeypatch):
+    answer = "echo '1410, 1980, 312.45, 61, 570.86.15'"
+    calls = fake_nvidia_smi(tmp_path, monkeypatch, answer)
+    facts = {"sm_clock_mhz": 1410, "sm_clock_max_mhz": 1980, "power_w": 312.45}
+    facts |= {"temperature_c": 61, "driver": "570.86.15"}
+    assert read_gpu("0a1b-2c") == read_gpu("GPU-0a1b-2c") == facts
+    for call in calls.read_text().splitlines():
+        assert "--id=GPU-0a1b-2c " in call and "clocks.sm,clocks.max.sm,power.draw," in call
+
+
+@pytest.mark.parametrize("answer", ["echo 'No devices were found'; exit 6", "echo nonsense"])
+def test_a_gpu_that_nvidia_smi_does_not_know_is_said(tmp_path, monkeypatch, answer):
+    fake_nvidia_smi(tmp_path, monkeypatch, answer)
+    assert set(read_gpu("0a1b").values()) == {NOT_GIVEN}
+
+
+def test_what_nvidia_smi_does_not_tell_is_said(tmp_path, monkeypatch):
+    fake_nvidia_smi(tmp_path, monkeypatch, "echo '1410, 1980, [N/A], 61, 570.86.15'")
+    assert read_gpu("0a1b")["power_w"] == NOT_GIVEN and read_gpu("0a1b")["temperature_c"] == 61
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert set(read_gpu("0a1b").values()) == {NOT_GIVEN}
+
+
+def test_a_clock_below_three_quarters_of_its_maximum_is_flagged():
+    def state(now, most=2000.0):
+        return {"sm_clock_mhz": now, "sm_clock_max_mhz": most}
+
+    assert slow_clock_warnings([state(1500.0), state(1980.0), state(NOT_GIVEN)], 0) == []
+    assert slow_clock_warnings([], 0) == []
+    (said,) = slow_clock_warnings([state(1499.0), state(1200.0), state(1980.0)], 2)
+    assert "run 2" in said and "1,200 MHz, below 75% of its maximum of 2,000 MHz" in said
+
+
+def test_the_versions_of_the_libraries_are_known():
+    assert all(part[0].isdigit() for part in describe_libraries().values())
+    assert "numpy" in describe_libraries() and "python-flint" in describe_libraries()
+
+
 def test_the_device_is_described(device):
     facts = describe_environment(device)
     assert facts["device"] == device and facts["processor"] and facts["torch"] == torch.__version__
-    assert describe_device(device)["torch"] == torch.__version__
+    more = describe_device(device)
+    assert more["torch"] == torch.__version__ and more["onednn"] and more["mkl"]
+    assert ("driver" in more) == (device == "cuda")
 
 
 def test_the_host_is_described_and_known_again():

@@ -1,16 +1,22 @@
+import numpy as np
 import pytest
 import torch
 
 from posmat.problem import ProblemSize, check_operands, random_operands
 
 
-@pytest.mark.parametrize("bad", [0, -1, 2.0, "3", None, True])
+@pytest.mark.parametrize("bad", [0, -1, 2.0, "3", None, True, np.int64(0), np.float64(4)])
 @pytest.mark.parametrize("place", range(3))
 def test_a_size_is_a_whole_number_above_0(bad, place):
     sizes = [4, 4, 4]
     sizes[place] = bad
     with pytest.raises(ValueError, match="whole number above 0"):
         ProblemSize(*sizes)
+
+
+def test_a_size_may_be_any_integer_and_is_kept_as_an_int():
+    size = ProblemSize(np.int64(4), np.uint8(5), torch.tensor(6))
+    assert size == ProblemSize(4, 5, 6) and {type(n) for n in vars(size).values()} == {int}
 
 
 def test_counts():

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posmat import memory
 from posmat.memory import peak_memory
 from posmat.problem import ProblemSize, random_operands
 from posmat.products import (
@@ -13,11 +14,14 @@ from posmat.products import (
     integer_product,
     linear_product,
     sign_magnitude_product,
+    unblocked_elementwise_product,
     unblocked_sign_magnitude_product,
 )
-from posmat.signmag import to_sign_magnitude
+from posmat.signmag import SignMagnitude, to_sign_magnitude
 
-EXACT = [elementwise_product, sign_magnitude_product, unblocked_sign_magnitude_product]
+IN_BLOCKS = [elementwise_product, sign_magnitude_product]
+WHOLE = [unblocked_elementwise_product, unblocked_sign_magnitude_product]
+EXACT = [*IN_BLOCKS, *WHOLE]
 METHODS = [*EXACT, linear_product, integer_product]  # the layer is exact at these small K
 SIZES = [(1, 1, 1), (3, 5, 7), (17, 1, 130), (1, 33, 64), (40, 600, 9), (2, 3, 1024)]
 CORNERS = torch.tensor([-128, -127, -1, 0, 1, 127], dtype=torch.int8)
@@ -71,9 +75,7 @@ def test_blocks_of_any_size_give_the_same(method, M, N, K, block_elements, rando
     x = torch.tensor([[random.choice(corners) for _ in range(K)] for _ in range(M)])
     w = torch.tensor([[random.choice(corners) for _ in range(K)] for _ in range(N)])
     x, w = x.reshape(M, K).to(torch.int8), w.reshape(N, K).to(torch.int8)
-    arguments = (
-        {} if method is unblocked_sign_magnitude_product else {"block_elements": block_elements}
-    )
+    arguments = {"block_elements": block_elements} if method in IN_BLOCKS else {}
     assert method(x, w, **arguments).tolist() == by_hand(x, w)
 
 
@@ -88,6 +90,24 @@ def test_strided_operands(method, device):
 def test_weights_split_before_give_the_same(method, device):
     X, W = random_operands(ProblemSize(4, 5, 60), device=device, low=-128, high=127)
     assert torch.equal(method(X, to_sign_magnitude(W)), method(X, W))
+
+
+@pytest.mark.parametrize("method", [sign_magnitude_product, unblocked_sign_magnitude_product])
+def test_weights_that_were_split_wrongly_are_refused(method):
+    w = torch.full((2, 3), -128, dtype=torch.int8)
+    sign, magnitude = to_sign_magnitude(w)
+    with pytest.raises(TypeError, match=r"magnitude is torch\.int8"):
+        method(w, SignMagnitude(torch.sign(w), w.abs()))
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(1, 3\)"):
+        method(w, SignMagnitude(sign, magnitude[:1]))
+
+
+@pytest.mark.parametrize("method", IN_BLOCKS)
+@pytest.mark.parametrize("block_elements", [0, -1])
+def test_a_block_of_nothing_is_refused(method, block_elements):
+    x = torch.ones(2, 3, dtype=torch.int8)
+    with pytest.raises(ValueError, match=f"block_elements={block_elements}"):
+        method(x, x, block_elements)
 
 
 def test_the_float32_bound_from_both_sides():
@@ -119,7 +139,7 @@ def test_floating_operands(device):
     X, W = random_operands(ProblemSize(4, 5, 300), dtype=torch.float32, device=device)
     exact = X.double() @ W.double().T
     bound = 300 * 2**-23 * (X.double().abs() @ W.double().abs().T)
-    for method in (linear_product, elementwise_product):
+    for method in (linear_product, elementwise_product, unblocked_elementwise_product):
         y = method(X, W)
         assert y.dtype == torch.float32
         assert ((y - exact).abs() <= bound).all()
@@ -142,6 +162,28 @@ def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
     assert rows["operand_bytes"].tolist() == [2 * 1024 * 256] * 3
     assert peak[list(forms[:2])].max() <= 64e6
     assert peak[forms[2]] >= 5 * 1024 * 1024 * 256
+
+
+def measured_in_this_process():
+    function = "products.unblocked_elementwise_product"
+    return memory._measure(function, "64", "64", "64", "int8", "0", "cpu", "1")
+
+
+def test_a_mark_that_is_not_reset_and_does_not_move_says_nothing(monkeypatch):
+    monkeypatch.setattr(memory, "_CLEAR_REFS", "/nowhere/clear_refs")  # as on macOS
+    monkeypatch.setattr(memory, "_high_water_mark", lambda: 2**40)
+    facts = measured_in_this_process()
+    assert facts["state"] == "not available" and facts["peak_bytes"] is None
+
+
+def test_a_mark_that_is_not_reset_but_moves_is_counted_from_what_was_in_use(monkeypatch):
+    in_use = memory.psutil.Process().memory_info().rss
+    marks = iter([2 * in_use, 4 * in_use])
+    monkeypatch.setattr(memory, "_CLEAR_REFS", "/nowhere/clear_refs")
+    monkeypatch.setattr(memory, "_high_water_mark", lambda: next(marks))
+    facts = measured_in_this_process()
+    assert facts["state"] == "measured"
+    assert facts["peak_bytes"] == pytest.approx(3 * in_use, rel=0.2)
 
 
 def test_memory_that_cannot_be_measured_is_said():

@@ -1,10 +1,16 @@
+import csv
 import json
 import os
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from posmat import records
+from posmat import records, timing
+from posmat.memory import peak_memory
+from posmat.problem import ProblemSize
 from posmat.records import (
     JOB_VARIABLE,
     RecordError,
@@ -18,7 +24,16 @@ from posmat.records import (
     start_run,
     variant,
 )
+from posmat.report.drawing import is_frame
+from posmat.summary import summarize
 
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = [
+    path
+    for folder in ("data", "reports")
+    for path in sorted((ROOT / folder).rglob("*.csv"))
+    if not {"local", "quick"} & set(path.parts)
+]
 NAME = "05_positive_matrix_product"
 DEFAULTS = {"device": "cpu", "batch_size": 256, "dtype": "float32", "output_dir": ""}
 
@@ -56,6 +71,15 @@ def test_a_machine_that_belongs_to_another_host_is_refused(tmp_path):
     with pytest.raises(RecordError, match=r"another host .*Another Processor.*--machine"):
         claim_machine(tmp_path, "mine")
     assert mark.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", ""])
+def test_a_mark_that_is_no_object_is_refused_in_one_sentence(tmp_path, text):
+    mark = tmp_path / "data" / "mine" / "host.json"
+    mark.parent.mkdir(parents=True)
+    mark.write_text(text)
+    with pytest.raises(RecordError, match=r"host\.json, which says whose.*cannot be read"):
+        claim_machine(tmp_path, "mine")
 
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
@@ -131,6 +155,8 @@ def test_a_run_keeps_rows_and_provenance_that_belong_together(tmp_path):
     assert facts["rows_sha256"] == rows_hash(tmp_path / f"{run.stem}.csv")
     assert facts["parameters"] == {"device": "cpu", "batch_size": 64, "rounds": 30}
     assert facts["host"]["processor"] and facts["device"]["torch"]
+    assert facts["libraries"]["numpy"] and facts["warnings"] == []
+    assert not {"gpu_before", "gpu_after"} & facts.keys()
 
 
 def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
@@ -140,7 +166,65 @@ def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
         run = start_run(NAME, "cpu", {"device": "cpu"})
         run.save(run.pool(rows(float(index), index)))
     assert read_rows(tmp_path / f"{NAME}.csv")["run"].tolist() == [0, 1, 2]
-    assert json.loads((tmp_path / f"{NAME}.json").read_text())["runs"] == 3
+    facts = json.loads((tmp_path / f"{NAME}.json").read_text())
+    kernels = facts["kernels"]
+    assert facts["runs"] == 3 and [kernel["run"] for kernel in kernels] == [0, 1, 2]
+    assert facts["started"] == kernels[0]["started"]
+    mean = sum(kernel["duration_s"] for kernel in kernels) / 3
+    assert facts["duration_s"] == pytest.approx(mean, abs=0.051)
+    assert {"run", "started", "duration_s", "load_1min"} == set(kernels[1])
+    monkeypatch.setenv(JOB_VARIABLE, json.dumps(job | {"run": 0}))
+    start_run(NAME, "cpu", {"device": "cpu"}).save(rows(0.0))
+    facts = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert len(facts["kernels"]) == facts["runs"] == 1, "a new run forgets the last one"
+
+
+def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monkeypatch):
+    state = {"sm_clock_mhz": 1980.0, "sm_clock_max_mhz": 1980.0, "power_w": 300.0}
+    slow = state | {"sm_clock_mhz": 1200.0}
+    facts = {"host": {"load_1min": 0.5}, "gpu_before": state}
+    for index, states in enumerate(([slow, state], [state])):
+        monkeypatch.setattr(timing, "GPU_STATES", states)
+        tags = {"run": index, "machine": "m", "device": "cuda"}
+        device = torch.device("cuda")
+        records.Run(NAME, NAME, {}, tags, device, tmp_path, facts).save(rows(1.0))
+    kept = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert kept["gpu_before"] == kept["gpu_after"] == state
+    (said,) = kept["warnings"]
+    assert said.startswith("run 0: ") and "1,200 MHz" in said
+
+
+def undescribed(columns, text):
+    """Those names of columns that no `name` of a text is."""
+    named = set(re.findall(r"`([^`]+)`", text)) | set(map(str, range(128)))
+    return [name for name in columns if re.sub("when .* is", "when ... is", name) not in named]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
+def test_every_published_file_and_column_is_described(path):
+    text = (ROOT / "data" / "README.md").read_text()
+    if is_frame(path):
+        assert f"`{re.sub(r'-.*(?=[.].+[.]csv)', '', path.name)}`" in text
+    with path.open(newline="") as file:
+        assert not undescribed(next(csv.reader(file)), text)
+
+
+def test_every_column_that_posmat_makes_is_described():
+    text = (ROOT / "data" / "README.md").read_text()
+    one = {"a": lambda: torch.ones(1)}
+    timed = timing.time_methods(one, reference=None, baseline="a", rounds=1)
+    as_seed = timing.time_as_seed(one, 1, reference=None)
+    memory = peak_memory({"a": "products.linear_product"}, ProblemSize(1, 1, 1), device="cpu")
+    for frame in (timed, as_seed, memory, summarize(timed).reset_index()):
+        assert not undescribed(frame.columns, text)
+
+
+def test_every_key_of_the_provenance_is_described(tmp_path):
+    run = start_run(NAME, "cpu", {"device": "cpu"}, str(tmp_path))
+    run.save(rows(1.0))
+    text = (ROOT / "data" / "README.md").read_text()
+    keys = json.loads((tmp_path / f"{NAME}.json").read_text())
+    assert not undescribed([*keys, *keys["kernels"][0], "gpu_before", "gpu_after", "key"], text)
 
 
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from posmat.signmag import from_sign_magnitude, to_sign_magnitude
+from posmat.signmag import (
+    SignMagnitude,
+    as_sign_magnitude,
+    from_sign_magnitude,
+    to_sign_magnitude,
+)
 
 EVERY = torch.arange(-128, 128).to(torch.int8)
 
@@ -26,6 +31,16 @@ def test_what_is_no_int8_is_refused():
         to_sign_magnitude(EVERY.short())
     with pytest.raises(TypeError, match="int16"):
         from_sign_magnitude(EVERY.sign(), EVERY.abs().short())
+
+
+def test_weights_are_split_once_and_parts_that_are_not_of_one_tensor_are_refused():
+    parts = to_sign_magnitude(EVERY)
+    assert as_sign_magnitude(parts) is parts
+    assert torch.equal(as_sign_magnitude(EVERY).magnitude, parts.magnitude)
+    with pytest.raises(TypeError, match=r"magnitude is torch\.int8"):
+        as_sign_magnitude(SignMagnitude(torch.sign(EVERY), EVERY.abs()))
+    with pytest.raises(ValueError, match=r"\(256,\).*\(255,\)"):
+        as_sign_magnitude(SignMagnitude(parts.sign, parts.magnitude[:-1]))
 
 
 def test_plus_128_has_no_place_in_int8():

@@ -59,6 +59,11 @@ def test_several_runs_give_the_range_over_them():
     assert "2.00 to 5.00 over 3 fresh kernels" in tell_ratio(summarize(pd.concat(runs), "a"), "b")
 
 
+def test_rows_without_a_run_are_of_one():
+    table = summarize(rows_of({"a": BASE, "b": [2.0] * 5}).assign(run=pd.NA), "a")
+    assert table.loc["b", "runs"] == 1 and table.loc["b", "ratio"] == pytest.approx(2 / 3)
+
+
 def test_groups_have_their_own_baseline():
     rows = pd.concat(
         [
@@ -95,6 +100,62 @@ def test_clocks_stand_side_by_side():
     assert shown.loc["a"].tolist() == ["4.00", "1.00", "0.250", "10"]
     assert shown.loc["b"].tolist() == ["2.00", "", "", ""]
     assert clocks_side_by_side(host).columns.tolist() == ["host [ms]"]
+
+
+def test_the_noise_floor_of_a_group_is_that_of_its_own_control():
+    def group(size, b, again):
+        times = {"a": [1.0] * 3, "b": [b] * 3, "a" + AGAIN: [again] * 3}
+        return rows_of(times, batch_size=size, out_features=size)
+
+    rows = pd.concat([group(64, 1.1, 1.2), group(8, 1.1, 1.01), group(256, 0.9, 1.2)])
+    table = summarize(rows, by=["batch_size", "out_features"])
+    told = {key[0]: stands(table, key) for key in table.index if key[-1] == "b"}
+    assert told == {64: False, 8: True, 256: False}
+    assert "not told apart" in tell_ratio(table, (64, 64, "b"))
+    by_one = summarize(rows, by=["batch_size"])
+    assert stands(by_one, (8, "b")) and not stands(by_one, (64, "b"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("clock", ("host", "event")),
+        ("dtype", ("int8", "float32")),
+        ("batch_size", (1, 256)),
+        ("threads", (1, 2)),
+        ("machine", ("epyc", "h200")),
+        ("device", ("cpu", "cuda")),
+    ],
+)
+def test_rows_that_must_not_be_mixed_are_refused(column, values):
+    rows = pd.concat([rows_of({"a": BASE, "b": BASE}, **{column: value}) for value in values])
+    with pytest.raises(
+        ValueError, match=rf"{column} \({values[0]}, {values[1]}\).*by=\['{column}'"
+    ):
+        summarize(rows, "a")
+    assert len(summarize(rows, "a", by=[column])) == 4
+
+
+def test_a_group_without_the_baseline_may_hold_methods_of_two_dtypes():
+    kinds = {"int8 peak": "int8", "float32 peak": "float32"}
+    peaks = [rows_of({name: BASE}, dtype=kind, axis="roof") for name, kind in kinds.items()]
+    rows = pd.concat([*peaks, rows_of({"a": BASE}, dtype="int8", axis="M")])
+    table = summarize(rows, "a", by=["axis"])
+    assert table["median"].tolist() == [3, 3, 3] and table["ratio"].isna().tolist() == [1, 1, 0]
+
+
+def test_a_method_is_in_the_state_of_its_worst_run():
+    runs = [rows_of({"a": [1.0] * 3, "b": [2.0] * 3}, run) for run in range(2)]
+    wrong = runs[1][runs[1]["method"] == "b"].iloc[:1]
+    wrong = wrong.assign(state="wrong", exact=False, seconds=None, round=None)
+    rows = pd.concat([runs[0], runs[1][runs[1]["method"] == "a"], wrong])
+    table = summarize(rows, "a")
+    assert table.loc["b", ["state", "runs", "rounds"]].tolist() == ["wrong", 1, 3]
+    assert table.loc["b", "warnings"] == "not timed in every run"
+    assert "no time, being wrong" in tell_ratio(table, "b")
+    assert table.loc["a", ["state", "runs", "warnings"]].tolist() == ["timed", 2, ""]
+    over_b = summarize(rows, "b")
+    assert pd.isna(over_b.loc["a", "ratio"]), "a baseline that is wrong in one run compares nothing"
 
 
 def test_warnings():

@@ -1,12 +1,16 @@
 """TIMING's claims, proved on a clock that the test drives; on the real one only floors."""
 
+import itertools
 import random
+import sys
 import time
+import types
 
 import pandas as pd
 import pytest
 import torch
 
+from posmat import timing
 from posmat.summary import AGAIN, FLOOR, summarize
 from posmat.timing import COLUMNS, _orders, time_as_seed, time_methods
 
@@ -43,8 +47,8 @@ class Machine:
         return self.now
 
 
-def measure(clocks, methods, clock=None, **options):
-    timer = clock or clocks.synchronised_clock
+def measure(clocks, methods, timer=None, **options):
+    timer = timer or clocks.synchronised_clock
     options = {"reference": None, "timer": timer, "cpu_timer": timer, "run": 0} | options
     return time_methods(methods, **options)
 
@@ -94,6 +98,44 @@ def test_a_cold_first_call_does_not_move_the_result():
     rows = measure(machine, {"cold": cold})
     assert rows["first_s"].iloc[0] == pytest.approx(0.3, rel=0.01)
     assert rows["seconds"].max() == pytest.approx(1e-3, rel=0.01)
+
+
+def slow_at(machine, seconds, slow):
+    """An operation of `seconds` whose first calls last as `slow` says; and a count of its calls."""
+    calls = []
+
+    def operation():
+        calls.append(1)
+        machine.now += slow[len(calls) - 1] if len(calls) <= len(slow) else seconds
+        return torch.ones(1)
+
+    return operation, calls
+
+
+@pytest.mark.parametrize("slow", [(0, 0.06), (0, 0.6), (0.3, 0.06), (0.3, 0.6), (0.3, 0.06, 0.06)])
+def test_a_slow_call_among_the_first_does_not_fix_the_block(slow):
+    machine = Machine()
+    operation, _ = slow_at(machine, 1e-5, slow)
+    rows = measure(machine, {"short": operation})
+    assert len(rows) == 30 and rows["number"].min() > 400
+    assert rows["seconds"].max() == pytest.approx(1e-5, rel=0.01)
+
+
+def test_a_method_of_seconds_costs_three_calls_beside_its_blocks():
+    machine = Machine()
+    operation, calls = slow_at(machine, 2.5, ())
+    rows = measure(machine, {"whole form": operation})
+    assert set(rows["number"]) == {1} and len(calls) == 3 + len(rows) == 8
+
+
+@pytest.mark.parametrize("rounds", [1, 4, 5, 6, 7, 8, 11, 12, 16, 30])
+def test_a_slow_method_meets_five_rounds_evenly_spread_or_all(rounds):
+    machine = Machine()
+    rows = measure(machine, {"slow": machine.host(1.0)}, rounds=rounds)
+    met = rows["round"].tolist()
+    assert len(met) == min(rounds, 5) and met[0] == 0
+    gaps = {b - a for a, b in itertools.pairwise(met)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_intervals_cover_the_truth():
@@ -197,6 +239,52 @@ def test_a_floating_result_beyond_its_bound_is_wrong(value):
     assert rows["exact"].isna().all()
 
 
+def test_a_method_that_nothing_is_said_of_is_refused():
+    methods = {"a": lambda: torch.ones(1), "b": lambda: torch.ones(1)}
+    one = torch.ones(1).long()
+    with pytest.raises(ValueError, match=r"reference has nothing for a, .*b, A"):
+        time_methods(methods, reference={"b": one, "A": one})
+    with pytest.raises(ValueError, match="reference has nothing for b"):
+        time_as_seed(methods, 1, reference={"a": one})
+    with pytest.raises(ValueError, match="name A: the methods are a, b"):
+        time_methods(methods, reference={"a": one, "b": one, "A": one})
+    with pytest.raises(ValueError, match="name c, d: the methods are a, b"):
+        time_methods(methods, reference=one, time_wrong={"a", "c", "d"})
+    rows = time_methods(methods, reference={"a": one, "b": None}, rounds=1).set_index("method")
+    assert rows.loc["a", "exact"] and pd.isna(rows.loc["b", "exact"])
+    some = {"a": methods["a"]}  # of those that a notebook times
+    rows = time_as_seed(some, 1, reference={"a": one, "b": one}, time_wrong={"b"})
+    assert rows["exact"].all()
+
+
+def test_a_floating_reference_asks_for_a_bound():
+    floating = torch.ones(1, dtype=torch.float64)
+    for reference in (floating, {"a": floating}):
+        with pytest.raises(ValueError, match="reference of a is floating and error_bound is None"):
+            time_methods({"a": lambda: torch.ones(1)}, reference=reference)
+
+
+def test_an_empty_result_is_right():
+    for reference in (torch.ones(0, 3).double(), torch.ones(0, 3).long()):
+        rows = time_methods(
+            {"a": lambda: torch.ones(0, 3)}, reference=reference, error_bound=0.1, rounds=1
+        )
+        assert rows["state"].tolist() == ["timed"]
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float64])
+def test_another_shape_is_never_timed(kind):
+    rows = time_methods(
+        {"row": lambda: torch.ones(1)},
+        reference=torch.ones(3, dtype=kind),
+        error_bound=float("inf"),
+        time_wrong={"row"},
+        rounds=1,
+    )
+    assert rows["state"].tolist() == ["wrong"] and rows["max_error"].isna().all()
+    assert rows["why"].tolist() == ["it gives the shape (1,), the reference (3,)"]
+
+
 def test_another_shape_is_wrong_even_if_it_broadcasts():
     rows = time_methods({"row": lambda: torch.ones(1)}, reference=torch.ones(3).long(), rounds=1)
     assert rows["state"].tolist() == ["wrong"]
@@ -270,7 +358,21 @@ def test_the_seeds_way_calls_as_often_as_asked_or_five_times_a_slow_method():
 
 def test_the_seeds_way_proves_first_too():
     rows = time_as_seed({"wrong": lambda: torch.ones(1)}, 3, reference=torch.zeros(1).long())
-    assert rows["state"].tolist() == ["wrong"] and rows["seconds"].isna().all()
+    assert rows["state"].tolist() == ["wrong"] * 2 and rows["seconds"].isna().all()
+    assert rows["clock"].tolist() == ["seed (process)", "seed (wall)"]
+
+
+def test_the_seeds_rows_say_what_was_waited_for_and_claim_no_cold_call(monkeypatch):
+    one = {"a": lambda: torch.ones(1)}
+    rows = time_as_seed(one, 2, reference=None, synchronise=True, device="cpu")
+    assert rows["synchronised"].tolist() == ["not needed"] * 2 and rows["first_s"].isna().all()
+    waits = []
+    monkeypatch.setattr(timing, "require_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
+    for synchronise, said, waited in ((True, "yes", 4), (False, "no", 2)):
+        waits.clear()
+        rows = time_as_seed(one, 2, reference=None, synchronise=synchronise, device="cuda:1")
+        assert rows["synchronised"].tolist() == [said] * 2 and len(waits) == waited
 
 
 @pytest.mark.parametrize(
@@ -317,9 +419,55 @@ def test_cuda_is_timed_with_all_its_clocks_and_a_graph_that_cannot_be_captured_s
     assert states["add"].eq("timed").all() and states["waits", "graph"] == "not supported"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def bring_triton(monkeypatch, **functions):
+    """Put a stub in the place of triton, which may not be installed."""
+    stub = types.ModuleType("triton.testing")
+    vars(stub).update({"do_bench": None, "do_bench_cudagraph": None} | functions)
+    monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+    monkeypatch.setitem(sys.modules, "triton.testing", stub)
+
+
 @pytest.mark.parametrize("clock", ["event", "graph"])
-def test_device_clocks_without_a_device_say_so(clock):
+@pytest.mark.parametrize("with_triton", [False, True])
+def test_device_clocks_without_a_device_say_so(clock, with_triton, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("0 active drivers ([]). There should only be one.")
+
+    if with_triton:
+        bring_triton(monkeypatch, do_bench=fail, do_bench_cudagraph=fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rows = time_methods({"a": lambda: torch.ones(1)}, reference=None, clock=clock)
     assert rows["state"].tolist() == ["not available"]
-    assert "CUDA" in rows["why"].iloc[0] or "triton" in rows["why"].iloc[0]
+    assert "CUDA" in rows["why"].iloc[0] and "clock='host'" in rows["why"].iloc[0]
+
+
+def test_device_clocks_give_the_median_and_what_it_is_of(monkeypatch):
+    def give(*times):
+        return lambda method, rep, return_mode, **_: list(times)
+
+    bring_triton(monkeypatch, do_bench=give(1.0, 2.0, 6.0), do_bench_cudagraph=give(0.5, 0.7))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for clock, seconds, number in (("event", 2e-3, 3), ("graph", 6e-4, 2)):
+        rows = time_methods({"a": lambda: torch.ones(1)}, reference=None, clock=clock, rounds=2)
+        assert rows["seconds"].tolist() == pytest.approx([seconds] * 2)
+        assert rows["number"].tolist() == [number] * 2
+
+
+def test_the_gpu_is_looked_at_while_it_works(monkeypatch):
+    """With the clocks of the host, whose synchronisation stands in for the device's."""
+    machine, calls = Machine(), []
+
+    def look(uuid):
+        before = len(calls)
+        while len(calls) < before + 2:
+            time.sleep(1e-3)  # until the method was called meanwhile
+        return {"sm_clock_mhz": 1980.0, "of": uuid}
+
+    monkeypatch.setattr(timing, "GPU_STATES", [])
+    monkeypatch.setattr(timing, "require_device", lambda _: types.SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(timing, "gpu_uuid", lambda _: "0a1b")
+    monkeypatch.setattr(timing, "read_gpu", look)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(1e-3))
+    a = machine.host(1e-3)
+    measure(machine, {"a": lambda: calls.append(1) or a()}, clock="host", rounds=1)
+    assert timing.GPU_STATES == [{"sm_clock_mhz": 1980.0, "of": "0a1b"}]
