@@ -2,7 +2,8 @@
 
 The modules, each knowing only those above it:
 
-    host, problem          the machine; sizes and operands
+    host, environment      the machine and its device
+    problem                sizes and operands
     signmag                int8 <-> sign and magnitude
     products               methods (x, w) -> y, element by element; the reference
     proof, gemm, exact     methods as GEMMs, proved on the machine; the choice among all
@@ -11,7 +12,7 @@ The modules, each knowing only those above it:
     multipliers, inexact   inexact multipliers; their matrix product, bit for bit
     lookup                 the published simulators' algorithm, to compare with
     digits                 a small network on real images, quantized
-    environment, memory    the device; a method's peak memory
+    memory                 a method's peak memory
     scaling, roofline      sizes that fit; growth and what limits it
     summary, timing        rows -> tables; callables -> rows
     records                rows to files and back

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,30 @@ def test_every_notebook_runs_and_leaves_its_files(job, root):
     assert (reports / f"{job.stem}.table.csv").exists()
     assert run_job(job, root, force=False).state == "skipped"
     assert len(list((root / "reports" / "figures").glob("*.svg"))) >= 1
+
+
+def test_a_device_without_an_operation_keeps_its_rows(tmp_path, monkeypatch):
+    """Integer matrix times vector, refused as CUDA refuses it, at the sizes that are timed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch\n"
+        "real = torch.Tensor.__matmul__\n"
+        "def refuse(self, other):\n"
+        "    if other.ndim == 1 and not self.is_floating_point() and self.numel() > 99:\n"
+        "        raise RuntimeError('\"addmv_impl_cuda\" not implemented for \\'Int\\'')\n"
+        "    return real(self, other)\n"
+        "torch.Tensor.__matmul__ = refuse\n"
+    )
+    paths = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    (job,) = [job for job in JOBS if job.stem == "01_matvec_vs_elementwise-dtype=int8"]
+    outcome = run_job(job, tmp_path)
+    assert (outcome.state, outcome.message) == ("done", "")
+    rows = read_rows(tmp_path / "data" / QUICK / "cpu" / f"{job.stem}.csv")
+    refused = rows[rows["state"] == "not supported"]
+    assert set(refused["method"]) == {"W @ x", "W @ x (again)", "W @ x, widened to int32"}
+    assert refused["seconds"].isna().all() and refused["why"].str.contains("addmv_impl").all()
+    summed = rows[rows["method"] == "W * x, widened and summed"]
+    assert (summed["state"] == "timed").all() and summed["exact"].all()
 
 
 def test_notebooks_are_found_by_number_and_name():
