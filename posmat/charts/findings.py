@@ -98,7 +98,7 @@ def finding_formulations(rows: pd.DataFrame) -> str:
     said = tell_ratios(
         table,
         {
-            "exact_product": "exact_product, which chooses among the exact methods, takes",
+            "exact_product": "the choice among the exact methods, exact_product, takes",
             "one_sided_product": "with one operand non-negative",
             "positive_matrix_product": "with every multiplication between non-negative numbers",
             "element-wise, in blocks": "element by element, in blocks,",

@@ -19,6 +19,7 @@ from posmat.charts.style import (
     as_text,
     chart_of_nothing,
     describe_rows,
+    format_ratio,
     kept,
     listed,
     name_of,
@@ -53,7 +54,9 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
         colour, mark = (INK, "D") if is_control(method) else (BLUE, "o")
         axes.hlines(place, low, high, color=colour, linewidth=1.8)
         _mark(axes, middle, place, mark, colour, line["wrong"])
-        _write_on_line(axes, place, name_of(method, line), words_of_range(line, inverse=True))
+        _write_on_line(
+            axes, place, name_of(method, line["wrong"]), words_of_range(line, inverse=True)
+        )
     axes.set_xscale("log")
     axes.set(xlabel=f"speedup over {baseline}", yticks=[], ylim=(len(shown) - 0.6, -0.75))
     plain_log_ticks(axes.xaxis, 1 / shown["ratio"].astype(float))
@@ -68,8 +71,8 @@ def _with_ratio(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The lines whose ratio says something: all but the baseline's own, the control at the end."""
     has = table[(table["state"] == "timed") & table["ratio"].notna()]
     has = has.drop(index=[name for name in (baseline, FLOOR) if name in has.index])
-    ends = [str(name).endswith(AGAIN) for name in has.index]
-    return pd.concat([has[[not end for end in ends]], has[ends]])
+    last = np.array([str(name).endswith(AGAIN) for name in has.index], dtype=bool)
+    return pd.concat([has[~last], has[last]])
 
 
 def caption_speedup(rows: pd.DataFrame) -> str:
@@ -102,7 +105,8 @@ def words_of_speedup(rows: pd.DataFrame) -> str:
     if shown.empty:
         return f"An empty chart: {baseline} has no time here, so there is no speedup over it."
     said = [
-        f"{name_of(m, line)} {words_of_range(line, inverse=True)}" for m, line in shown.iterrows()
+        f"{name_of(method, line['wrong'])} {words_of_range(line, inverse=True)}"
+        for method, line in shown.iterrows()
     ]
     return f"Chart, one line per method, of the speedup over {baseline}: {'; '.join(said)}."
 
@@ -117,7 +121,7 @@ def finding_speedup(rows: pd.DataFrame) -> str:
         if not is_control(method):
             verdict = "faster" if line["ratio"] < 1 else "slower"
             groups[verdict if stands(table, method) else "neither"].append(
-                f"{name_of(method, line)} {format_figures(1 / line['ratio'])}×"
+                f"{name_of(method, line['wrong'])} {format_figures(1 / line['ratio'])}×"
             )
     said = [
         f"{words} than {baseline} by more than the noise: {listed(groups[words])}"
@@ -161,8 +165,8 @@ def machines_side_by_side(rows: pd.DataFrame, title: str) -> Chart:
     for place, method in enumerate(methods):
         own = table[table["method"] == method]
         # In the order of the legend, and only where they fit a line.
-        ratios = [format_figures(ratio) + "×" for ratio in own["ratio"]] if len(places) < 4 else []
-        _write_on_line(axes, place - 0.08, name_of(method, own.any()), ", ".join(ratios))
+        ratios = [format_ratio(ratio) + "×" for ratio in own["ratio"]] if len(places) < 4 else []
+        _write_on_line(axes, place - 0.08, name_of(method, own["wrong"].any()), ", ".join(ratios))
     axes.set_xscale("log")
     axes.set(xlabel=f"time / time of {baseline} there", yticks=[])
     axes.set_ylim(len(methods) - 0.6, -0.8)
@@ -226,7 +230,7 @@ def words_of_machines(rows: pd.DataFrame) -> str:
     said = []
     for method, own in _table_of_machines(rows).groupby("method", sort=False):
         ratios = [
-            f"{line['machine']}, {line['device']} {format_figures(line['ratio'])}×"
+            f"{line['machine']}, {line['device']} {format_ratio(line['ratio'])}×"
             f"{', wrong' if line['wrong'] else ''}"
             for _, line in own.iterrows()
         ]
@@ -307,7 +311,7 @@ def _panel(axes, name: str, points: pd.DataFrame, looks: dict[str, tuple[str, st
     axes.grid(which="major")
     low, high = np.log10(axes.get_ylim())
     heights = [(np.log10(y) - low) / (high - low) for _, y in ends.values()]
-    for (method, end), height in zip(ends.items(), apart(heights, 0.09), strict=True):
+    for (method, end), height in zip(ends.items(), apart(heights, 0.1), strict=True):
         colour = looks[method][0]
         arrow = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "color": colour}
         axes.annotate(

@@ -324,7 +324,7 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
         first, y = part["multiplier"].iloc[0], float(part["ratio"].iloc[0])
         left = gemms > 1
         place = {"x": gemms / 1.15 if left else 1.1, "ha": "right" if left else "left"}
-        name = name_of(first, part.iloc[0])
+        name = name_of(first, part["wrong"].iloc[0])
         axes.text(y=y, s=name, va="center", **place, **small)
     if f"{baseline}{AGAIN}" in table.index:
         again = table.loc[f"{baseline}{AGAIN}"]

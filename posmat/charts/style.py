@@ -150,16 +150,18 @@ def words_of_range(line: pd.Series, inverse: bool = False) -> str:
     ends = [float(line[name]) for name in ("ratio", "ratio_low", "ratio_high")]
     if inverse:
         ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
-    if all(0.9 < end < 1.1 for end in ends):  # noise is a matter of the third place
-        middle, low, high = (f"{end:.3f}" for end in ends)
-    else:
-        middle, low, high = map(format_figures, ends)
+    middle, low, high = map(format_ratio, ends)
     return f"{middle}× ({low} to {high})"
 
 
-def name_of(method: str, line: pd.Series) -> str:
+def format_ratio(ratio: float) -> str:
+    """A ratio in words; near 1, where noise is a matter of the third place, to three of them."""
+    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else format_figures(ratio)
+
+
+def name_of(method: str, wrong: bool) -> str:
     """A method as its line is labelled: whoever computes wrong numbers says so."""
-    if not line["wrong"]:
+    if not wrong:
         return method
     return f"{method[:-1]}, wrong)" if method.endswith(")") else f"{method} (wrong)"
 

@@ -86,7 +86,7 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
             axes.plot([1e3 * line["median"]], [place], "o", color=palette[method], **dot)
         style = {"transform": axes.get_yaxis_transform(), "y": place - 0.3}
         style |= {"color": FAINT if is_control(method) else INK, "va": "center", "fontsize": 7.5}
-        axes.text(0.0, s=name_of(method, line), ha="left", **style)
+        axes.text(0.0, s=name_of(method, line["wrong"]), ha="left", **style)
         axes.text(1.0, s=_value(rows, method, line, "   {}×"), ha="right", **style)
     return figure
 
@@ -154,7 +154,7 @@ def words_of_times(rows: pd.DataFrame) -> str:
     said = []
     for method, line in table.iterrows():
         value = _value(rows, method, line, " ({} times)")
-        name = name_of(method, line)
+        name = name_of(method, line["wrong"])
         said.append(f"{name} {value}" if line["state"] == "timed" else f"{name}: {value}")
     return f"Chart, one line per method: {'; '.join(said)}. {describe_rows(rows)}."
 
