@@ -29,6 +29,7 @@ from posmat.charts.style import (
     table_of,
     words_of_kernels,
     words_of_range,
+    words_of_span,
     words_of_wrong,
 )
 from posmat.summary import AGAIN, FLOOR, baseline_of, format_figures, is_control, stands
@@ -249,7 +250,7 @@ def finding_machines(rows: pd.DataFrame) -> str:
     for method, own in _table_of_machines(rows).groupby("method", sort=False):
         if is_control(method):
             continue
-        ends = format_figures(own["ratio"].min()), format_figures(own["ratio"].max())
+        times = words_of_span(own["ratio"])
         verdicts = set()
         for _, line in own.iterrows():
             table = tables[line["machine"], line["device"]]
@@ -260,7 +261,7 @@ def finding_machines(rows: pd.DataFrame) -> str:
             frozenset({"faster"}): "faster everywhere",
             frozenset({"unsure"}): "nowhere told apart from the noise",
         }.get(frozenset(verdicts), "not on the same side everywhere, or not told apart")
-        said.append(f"{method} {ends[0]} to {ends[1]} times ({verdict})")
+        said.append(f"{method} {times} times ({verdict})")
     if not said:
         return f"{baseline} has no time on any machine, so there is nothing to compare."
     return f"Over {len(tables)} devices, a form takes of {baseline}'s time: {listed(said)}."

@@ -27,6 +27,7 @@ from posmat.charts.style import (
     sentence,
     summary_of,
     words_of_range,
+    words_of_span,
     words_of_threads,
 )
 from posmat.charts.times import caption_of_times, time_per_method, words_of_times
@@ -137,19 +138,14 @@ def finding_fibonacci_rounding(rounding: pd.DataFrame) -> str:
     )
     ours = errors["Fibonacci"]
     text = (
-        f"Rounded to Fibonacci codes, weights lose {_over(100 * ours)} % over "
+        f"Rounded to Fibonacci codes, weights lose {words_of_span(100 * ours)} % over "
         f"{len(errors)} distributions"
     )
     if "plain int8" in errors:
-        text += f", {_over(ours / errors['plain int8'])} times what plain int8 loses"
+        text += f", {words_of_span(ours / errors['plain int8'])} times what plain int8 loses"
     for steps in (name for name in errors if str(name).endswith("even steps")):
-        text += f" and {_over(ours / errors[steps])} times what {steps} lose"
+        text += f" and {words_of_span(ours / errors[steps])} times what {steps} lose"
     return f"{text}."
-
-
-def _over(values: pd.Series) -> str:
-    """The range of numbers in words: '6.67 to 9.98', or one number where it has no width."""
-    return " to ".join(dict.fromkeys(map(format_figures, (values.min(), values.max()))))
 
 
 def error_tables(errors: pd.DataFrame, title: str) -> Chart:
@@ -423,15 +419,15 @@ def finding_cost_against_rank(rows: pd.DataFrame) -> str:
         return f"No multiplier has a time over that of {baseline_of(rows)} here."
     each = ours["ratio"].astype(float) / ours["gemms"].astype(float)
     text = (
-        f"By GEMMs a multiplier takes {_over(ours['ratio'].astype(float))} times the time of "
-        f"{baseline_of(rows)}, which is {_over(each)} for each of the GEMMs"
+        f"By GEMMs a multiplier takes {words_of_span(ours['ratio'].astype(float))} times the time "
+        f"of {baseline_of(rows)}, which is {words_of_span(each)} for each of the GEMMs"
     )
     for path, what in (("lookup", "look-ups in PyTorch"), ("compiled", "compiled look-ups")):
         other = table[table["path"] == path]
         if len(other):
             below = ours["ratio_high"].astype(float) < float(other["ratio_low"].min())
             text += (
-                f"; {what} take {_over(other['ratio'].astype(float))} times, which "
+                f"; {what} take {words_of_span(other['ratio'].astype(float))} times, which "
                 f"{'all' if below.all() else f'{below.sum()} of'} {len(ours)} are below"
             )
     return f"{text}."

@@ -154,6 +154,11 @@ def words_of_range(line: pd.Series, inverse: bool = False) -> str:
     return f"{middle}× ({low} to {high})"
 
 
+def words_of_span(values: pd.Series) -> str:
+    """The range of numbers in words: '6.67 to 9.98', or one number where it has no width."""
+    return " to ".join(dict.fromkeys(map(format_figures, (values.min(), values.max()))))
+
+
 def format_ratio(ratio: float) -> str:
     """A ratio in words; near 1, where noise is a matter of the third place, to three of them."""
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else format_figures(ratio)

@@ -22,6 +22,7 @@ from posmat.charts.style import (
     sentence,
     summary_of,
     words_of_rounds,
+    words_of_span,
     words_of_threads,
     words_of_wrong,
 )
@@ -304,12 +305,11 @@ def finding_then_and_now(rows: pd.DataFrame) -> str:
     pairs["ratio"] = pairs["milliseconds"].astype(float) / pairs["milliseconds_now"].astype(float)
     said = []
     for (device, hollow), own in pairs.groupby(["device", "hollow"], sort=False):
-        ends = format_figures(own["ratio"].min()), format_figures(own["ratio"].max())
-        by = f"{ends[0]} times" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]} times"
         waiting = ", of a clock that did not wait for the device," if hollow else ""
         said.append(
             f"of {counted(own['line'].nunique(), 'form')} on {device} the "
-            f"time of 2020{waiting} is {by} the median of {listed(list(own['where_now'].unique()))}"
+            f"time of 2020{waiting} is {words_of_span(own['ratio'])} times the median of "
+            f"{listed(list(own['where_now'].unique()))}"
         )
     elsewhere = len(_on_another_device(rows))
     rest = f" For the other {elsewhere} the devices differ." if elsewhere else ""

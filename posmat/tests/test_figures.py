@@ -115,6 +115,9 @@ def test_charts_of_ratios_show_what_was_measured_and_the_noise(rows):
     # The ratio, not the time, which doubled; and each machine's noise.
     assert marks == pytest.approx([42.5, 1, 42.5, 1])
     assert "noise floor: m, cpu 1.000× (1.000 to 1.000); other" in draw_caption(both)
+    said = find_figure("machines-side-by-side")
+    assert "by hand: m, cpu 42.5×; other, cpu 42.5×." in said.in_words(both)
+    assert "by hand 42.5 times (slower everywhere)" in said.finding(both)
 
 
 def draw_caption(rows: pd.DataFrame, figure_id: str = "machines-side-by-side") -> str:
@@ -197,6 +200,8 @@ def test_a_sweep_has_a_line_per_method_over_what_varies(rows):
     marks = [line.get_marker() for line in axes.lines]
     assert len(set(marks)) == 2  # told apart in greys
     assert "batch_size 8 to 32, 4.00 times as much" in find_figure(SWEEP).finding(swept)
+    said = find_figure(SWEEP).in_words(swept)
+    assert "layer against batch_size: 4.16 ms at 8, 8.32 ms at 16, 16.6 ms at 32" in said
 
 
 def test_a_sweep_pools_no_runs_that_differ_in_something_else(rows):
@@ -336,7 +341,7 @@ def test_a_published_figure_can_be_read_and_says_what_it_shows(drawing):
 
 
 def test_every_figure_has_words_and_a_finding():
-    assert all(spec.alt and spec.finding for spec in FIGURES)
+    assert all(spec.alt and spec.finding and spec.alt != spec.caption for spec in FIGURES)
 
 
 def test_what_is_written_on_a_slope_is_struck_through_by_no_point():
