@@ -335,7 +335,8 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
         if len(ratios):
             text = "look-ups, in PyTorch" if path == "lookup" else "look-ups, compiled loop"
             place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-            axes.text(0.99, ratios.max(), text, **place, **small | {"color": as_text(colour)})
+            place |= small | {"color": as_text(colour)}
+            axes.text(0.99, 1.05 * ratios.max(), text, **place)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(xlabel="int8 GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
