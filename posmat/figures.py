@@ -12,13 +12,27 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
+from posmat.charts.findings import (
+    finding_formulations,
+    finding_linear,
+    finding_magnitude,
+    finding_matvec,
+    finding_positive,
+    finding_signs,
+)
 from posmat.charts.machines import (
     caption_machines,
     caption_speedup,
     caption_sweep,
+    finding_machines,
+    finding_speedup,
+    finding_sweep,
     machines_side_by_side,
     speedup,
     sweep,
+    words_of_machines,
+    words_of_speedup,
+    words_of_sweep,
 )
 from posmat.charts.multipliers import (
     caption_cost_against_rank,
@@ -26,26 +40,50 @@ from posmat.charts.multipliers import (
     caption_error_tables,
     caption_fibonacci_codes,
     caption_fibonacci_rounding,
+    caption_inexact_times,
     caption_output_error,
     cost_against_rank,
     digits_accuracy,
     error_tables,
     fibonacci_codes,
     fibonacci_rounding,
+    finding_cost_against_rank,
+    finding_digits_accuracy,
+    finding_error_tables,
+    finding_fibonacci_codes,
+    finding_fibonacci_rounding,
+    finding_inexact_times,
+    finding_output_error,
     inexact_times,
     output_error,
+    words_of_cost_against_rank,
+    words_of_digits_accuracy,
+    words_of_error_tables,
+    words_of_fibonacci_codes,
+    words_of_fibonacci_rounding,
+    words_of_inexact_times,
+    words_of_output_error,
 )
-from posmat.charts.scaling import caption_of_sizes, roofline, scaling
-from posmat.charts.style import STYLE, Chart, summary_of
+from posmat.charts.scaling import (
+    caption_of_sizes,
+    finding_roofline,
+    finding_scaling,
+    roofline,
+    scaling,
+    words_of_roofline,
+    words_of_scaling,
+)
+from posmat.charts.style import STYLE, Chart, kept, summaries_kept
 from posmat.charts.times import (
     caption_of_times,
     caption_then_and_now,
+    finding_then_and_now,
     then_and_now,
     time_per_method,
+    words_of_then_and_now,
     words_of_times,
 )
 from posmat.records import replacing, rows_hash
-from posmat.summary import tell_ratio
 
 ROWS = "{stem}.csv"  # the timed blocks of one run
 
@@ -86,9 +124,8 @@ class FigureSpec:
     alt: Callable[..., str] | None = None  # (*frames) -> it in words, for who cannot see it
 
     def in_words(self, *frames: pd.DataFrame) -> str:
-        """What the figure shows, in words: `alt`, or the medians of times, or the caption."""
-        default = words_of_times if self.draw is time_per_method else self.caption
-        return (self.alt or default)(*frames)
+        """What the figure shows, in words: `alt`, or the caption where a figure has none."""
+        return (self.alt or self.caption)(*frames)
 
 
 def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
@@ -98,9 +135,9 @@ def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
         KeyError: no figure of the list has this id.
     """
     spec = find_figure(figure_id)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), summaries_kept():
         figure = spec.draw(*frames, spec.title)
-    figure.caption = spec.caption(*frames)
+        figure.caption, figure.alt = spec.caption(*frames), spec.in_words(*frames)
     return figure
 
 
@@ -178,31 +215,14 @@ def _stem_of(folder: Path) -> str:
     return min((path.name.removesuffix(".csv") for path in folder.glob("*.csv")), key=len)
 
 
-def _finding_matvec(rows: pd.DataFrame) -> str:
-    said = tell_ratio(summary_of(rows), "W * x")
-    return f"In {rows['dtype'].iloc[0]} the element-wise product takes {said}."
-
-
-def _finding_positive(rows: pd.DataFrame) -> str:
-    table = summary_of(rows)
-    whole, blocks = "sign-magnitude, whole", "sign-magnitude, in blocks"
-    exact = bool(table.loc[[whole, blocks], "exact"].fillna(False).all())
-    return (
-        f"The sign-magnitude form gives the layer's numbers {'exactly' if exact else 'wrongly'}. "
-        "Written as the 2020 notebook wrote it, with every partial product in memory at once, it "
-        f"takes {tell_ratio(table, whole)}; in blocks that stay in the cache, "
-        f"{tell_ratio(table, blocks)}."
-    )
-
-
 def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
     """Without the seed's whole form, which notebook 06 times apart."""
-    return rows[rows["part"] == "formulations"]
+    return kept(rows, "formulations", lambda rows: rows[rows["part"] == "formulations"])
 
 
-_ask_gemm_formulations = caption_of_times(
-    "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM."
-)
+def _of_formulations(function: Callable[..., str]) -> Callable[..., str]:
+    """A caption, a finding or words of the formulations alone."""
+    return lambda rows: function(_formulations(rows))
 
 
 FIGURES: list[FigureSpec] = [
@@ -214,7 +234,8 @@ FIGURES: list[FigureSpec] = [
         caption_of_times(
             "A matrix-vector product beside the element-wise product that is its first half."
         ),
-        finding=_finding_matvec,
+        finding=finding_matvec,
+        alt=words_of_times,
     ),
     FigureSpec(
         "positive-matrix-product",
@@ -224,7 +245,8 @@ FIGURES: list[FigureSpec] = [
         caption_of_times(
             "The sign-magnitude form of a fully connected layer beside the layer itself."
         ),
-        finding=_finding_positive,
+        finding=finding_positive,
+        alt=words_of_times,
     ),
     FigureSpec(
         "linear-vs-manual",
@@ -232,6 +254,8 @@ FIGURES: list[FigureSpec] = [
         "A fully connected layer and the same by hand",
         time_per_method,
         caption_of_times("A fully connected layer beside the same product written by hand."),
+        finding=finding_linear,
+        alt=words_of_times,
     ),
     FigureSpec(
         "sign-matrix",
@@ -239,6 +263,8 @@ FIGURES: list[FigureSpec] = [
         "The matrix of signs",
         time_per_method,
         caption_of_times("The signs of all partial products, from signs and from shifts."),
+        finding=finding_signs,
+        alt=words_of_times,
     ),
     FigureSpec(
         "magnitude",
@@ -246,6 +272,8 @@ FIGURES: list[FigureSpec] = [
         "The magnitude of int8 numbers",
         time_per_method,
         caption_of_times("The magnitude of an input and of the weights, three ways."),
+        finding=finding_magnitude,
+        alt=words_of_times,
     ),
     FigureSpec(
         "then-and-now",
@@ -253,6 +281,8 @@ FIGURES: list[FigureSpec] = [
         "Then and now",
         then_and_now,
         caption_then_and_now,
+        finding=finding_then_and_now,
+        alt=words_of_then_and_now,
     ),
     FigureSpec(
         "fibonacci-codes",
@@ -261,6 +291,8 @@ FIGURES: list[FigureSpec] = [
         fibonacci_codes,
         caption_fibonacci_codes,
         reads=("{stem}.codes.csv",),
+        finding=finding_fibonacci_codes,
+        alt=words_of_fibonacci_codes,
     ),
     FigureSpec(
         "fibonacci-rounding",
@@ -269,13 +301,17 @@ FIGURES: list[FigureSpec] = [
         fibonacci_rounding,
         caption_fibonacci_rounding,
         reads=("{stem}.rounding.csv",),
+        finding=finding_fibonacci_rounding,
+        alt=words_of_fibonacci_rounding,
     ),
     FigureSpec(
         "inexact-multipliers",
         "09_inexact_multipliers",
         "A layer under inexact multipliers",
         inexact_times,
-        caption_of_times("A fully connected layer whose multiplications are inexact, bit for bit."),
+        caption_inexact_times,
+        finding=finding_inexact_times,
+        alt=words_of_inexact_times,
     ),
     FigureSpec(
         "error-tables",
@@ -284,6 +320,8 @@ FIGURES: list[FigureSpec] = [
         error_tables,
         caption_error_tables,
         reads=("{stem}.errors.csv",),
+        finding=finding_error_tables,
+        alt=words_of_error_tables,
     ),
     FigureSpec(
         "cost-against-rank",
@@ -291,6 +329,8 @@ FIGURES: list[FigureSpec] = [
         "Cost against rank",
         cost_against_rank,
         caption_cost_against_rank,
+        finding=finding_cost_against_rank,
+        alt=words_of_cost_against_rank,
     ),
     FigureSpec(
         "output-error",
@@ -299,6 +339,8 @@ FIGURES: list[FigureSpec] = [
         output_error,
         caption_output_error,
         reads=("{stem}.outputs.csv",),
+        finding=finding_output_error,
+        alt=words_of_output_error,
     ),
     FigureSpec(
         "digits-accuracy",
@@ -307,13 +349,21 @@ FIGURES: list[FigureSpec] = [
         digits_accuracy,
         caption_digits_accuracy,
         reads=("{stem}.digits.csv",),
+        finding=finding_digits_accuracy,
+        alt=words_of_digits_accuracy,
     ),
     FigureSpec(
         "gemm-formulations",
         "06_gemm_formulations",
         "The same product as GEMMs",
         lambda rows, title: time_per_method(_formulations(rows), title),
-        lambda rows: _ask_gemm_formulations(_formulations(rows)),
+        _of_formulations(
+            caption_of_times(
+                "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM."
+            )
+        ),
+        finding=_of_formulations(finding_formulations),
+        alt=_of_formulations(words_of_times),
     ),
     FigureSpec(
         "scaling",
@@ -325,6 +375,8 @@ FIGURES: list[FigureSpec] = [
             "marks the size that the three have in common. A rate counts the M·N·K "
             "multiply-accumulates of the product, however many a method does."
         ),
+        finding=finding_scaling,
+        alt=words_of_scaling,
     ),
     FigureSpec(
         "roofline",
@@ -337,13 +389,17 @@ FIGURES: list[FigureSpec] = [
             "above the solid slope had their operands in a cache. A rate counts the 2·M·N·K "
             "FLOPs of the product, however many a method does."
         ),
+        finding=finding_roofline,
+        alt=words_of_roofline,
     ),
     FigureSpec(
         "gemm-speedup",
         "06_gemm_formulations",
         "Speedup of the GEMM forms",
         lambda rows, title: speedup(_formulations(rows), title),
-        lambda rows: caption_speedup(_formulations(rows)),
+        _of_formulations(caption_speedup),
+        finding=_of_formulations(finding_speedup),
+        alt=_of_formulations(words_of_speedup),
     ),
     FigureSpec(
         "machines-side-by-side",
@@ -353,6 +409,8 @@ FIGURES: list[FigureSpec] = [
         caption_machines,
         reads=("/*/*/05_positive_matrix_product.csv",),
         at_least=2,
+        finding=finding_machines,
+        alt=words_of_machines,
     ),
     FigureSpec(
         "positive-matrix-product-sweep",
@@ -362,5 +420,7 @@ FIGURES: list[FigureSpec] = [
         caption_sweep,
         reads=("05_positive_matrix_product*.csv",),
         at_least=2,
+        finding=finding_sweep,
+        alt=words_of_sweep,
     ),
 ]

@@ -2,24 +2,36 @@
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.ticker import FuncFormatter
 
+from posmat.charts.findings import tell_ratios
 from posmat.charts.style import (
     BLUE,
+    COLOURS,
     COLUMN_WIDTH_IN,
     FAINT,
     GREEN,
+    INK,
+    MARKS,
     ORANGE,
     PURPLE,
-    RED,
     Chart,
+    as_text,
+    chart_of_nothing,
+    counted,
     describe_rows,
+    kept,
+    listed,
+    name_of,
     plain_log_ticks,
+    sentence,
+    summary_of,
+    words_of_range,
+    words_of_span,
     words_of_threads,
 )
-from posmat.charts.times import time_per_method
-from posmat.summary import baseline_of, summarize
+from posmat.charts.times import caption_of_times, time_per_method, words_of_times
+from posmat.summary import AGAIN, baseline_of, format_figures
 
 
 def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
@@ -60,6 +72,32 @@ def caption_fibonacci_codes(_: pd.DataFrame) -> str:
     )
 
 
+def words_of_fibonacci_codes(codes: pd.DataFrame) -> str:
+    """What `fibonacci_codes` shows, in words: the codes, and how far the others are from them."""
+    kept_ones = codes.loc[codes["is_code"].astype(bool), "magnitude"].astype(int)
+    moved = codes["nearest"].astype(int) - codes["magnitude"].astype(int)
+    within = moved[codes["magnitude"].astype(int) <= kept_ones.max()].abs().max()
+    return (
+        f"Two panels over the magnitudes 0 to {codes['magnitude'].max()}. Above, the bits of the "
+        f"{len(kept_ones)} codes: {', '.join(str(value) for value in kept_ones)}. Below, the "
+        f"distance to the nearest code: at most {within} up to the last code, "
+        f"{kept_ones.max()}, and up to {moved.abs().max()} beyond it."
+    )
+
+
+def finding_fibonacci_codes(codes: pd.DataFrame) -> str:
+    """How many magnitudes are codes, and where the largest gaps are."""
+    kept_ones = codes.loc[codes["is_code"].astype(bool), "magnitude"].astype(int)
+    gaps = kept_ones.diff()
+    widest = gaps.idxmax()
+    largest = codes["magnitude"].max()
+    return (
+        f"{len(kept_ones)} of {len(codes)} magnitudes are Fibonacci codes; the widest gap between "
+        f"two is from {kept_ones[widest] - gaps[widest]:.0f} to {kept_ones[widest]}, and "
+        f"the {largest - kept_ones.max()} magnitudes beyond {kept_ones.max()} have none above them."
+    )
+
+
 def fibonacci_rounding(rounding: pd.DataFrame, title: str) -> Chart:
     """One line per distribution of weights, one mark per set of codes: the relative error."""
     return _marks_by_line(
@@ -81,68 +119,187 @@ def caption_fibonacci_rounding(_: pd.DataFrame) -> str:
     )
 
 
+def words_of_fibonacci_rounding(rounding: pd.DataFrame) -> str:
+    """What `fibonacci_rounding` shows, in words: every relative error."""
+    said = []
+    for name, own in rounding.groupby("distribution", sort=False):
+        values = [
+            f"{line['codes']} {format_figures(100 * float(line['relative_error']))} %"
+            for line in own.to_dict("records")
+        ]
+        said.append(f"{name}: {', '.join(values)}")
+    return f"Chart, one line per distribution of weights, relative errors. {'; '.join(said)}."
+
+
+def finding_fibonacci_rounding(rounding: pd.DataFrame) -> str:
+    """What Fibonacci codes lose beside plain int8, and beside as many even steps."""
+    errors = rounding.assign(error=rounding["relative_error"].astype(float)).pivot(
+        index="distribution", columns="codes", values="error"
+    )
+    ours = errors["Fibonacci"]
+    text = (
+        f"Rounded to Fibonacci codes, weights lose {words_of_span(100 * ours)} % over "
+        f"{len(errors)} distributions"
+    )
+    if "plain int8" in errors:
+        text += f", {words_of_span(ours / errors['plain int8'])} times what plain int8 loses"
+    for steps in (name for name in errors if str(name).endswith("even steps")):
+        text += f" and {words_of_span(ours / errors[steps])} times what {steps} lose"
+    return f"{text}."
+
+
 def error_tables(errors: pd.DataFrame, title: str) -> Chart:
-    """A heat map per multiplier of product minus true product, each in a scale of its own."""
-    names = list(errors["multiplier"].unique())
-    rows = -(-len(names) // 3)
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 1.32 * rows), layout="constrained")
+    """A heat map per multiplier of product minus true product, each in a scale of its own.
+
+    Where no multiplier errs in both directions the scale is that of the size of the error, from
+    light to dark; else it goes from dark to light, so that its ends differ in greys too.
+    """
+    tables = _tables(errors)
+    two_sided = any(table.min() < 0 < table.max() for table in tables.values())
+    rows = -(-len(tables) // 3)
+    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 1.38 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
-    for axes, name in zip(panels.flat, names, strict=False):
-        own = errors[errors["multiplier"] == name].sort_values("weight")
-        table = own.drop(columns=["multiplier", "weight"]).to_numpy(float)
-        largest = table.flat[np.abs(table).argmax()]
+    for axes, (name, table) in zip(panels.flat, tables.items(), strict=False):
+        largest = _largest(table)
+        scaled = table / max(1.0, abs(largest))
         image = axes.imshow(
-            table / max(1.0, abs(largest)),
+            scaled if two_sided else np.abs(scaled),
             origin="lower",
             interpolation="nearest",
-            cmap="RdBu_r",
-            vmin=-1,
+            cmap="cividis" if two_sided else "Blues",
+            vmin=-1 if two_sided else 0,
             vmax=1,
         )
-        worst = f"{largest:,.0f}".replace("-", "−")
         wrong = f"{100 * (table != 0).mean():.0f} % wrong"
-        axes.set_title(f"{name}\n{wrong}\nworst {worst}", fontsize=6.5, loc="left")
+        axes.set_title(f"{name}\n{wrong}\nworst {_signed(largest)}", fontsize=7, loc="left")
         axes.set(xticks=[0, 64, 127], yticks=[0, 64, 127])
-        axes.tick_params(labelsize=6, length=2)
+        axes.tick_params(labelsize=6.5, length=2)
         axes.spines[["left", "bottom"]].set_visible(False)
-    for axes in list(panels.flat)[len(names) :]:
+    for axes in list(panels.flat)[len(tables) :]:
         axes.set_visible(False)
+    ticks = {-1: "too small", 0: "exact", 1: "too large"} if two_sided else _one_sided_ticks(tables)
     bar = figure.colorbar(
-        image, ax=panels, location="bottom", shrink=0.5, aspect=30, pad=0.02, ticks=[-1, 0, 1]
+        image, ax=panels, location="bottom", shrink=0.5, aspect=30, pad=0.02, ticks=list(ticks)
     )
-    bar.set_ticklabels(["too small", "exact", "too large"], fontsize=6)
-    bar.outline.set_visible(False)
+    bar.set_ticklabels(list(ticks.values()), fontsize=6.5)
+    bar.outline.set_edgecolor(FAINT)
+    bar.outline.set_linewidth(0.5)
     panels[-1, 1].set_xlabel("input's magnitude")
     panels[rows // 2, 0].set_ylabel("weight's magnitude", y=1.1 if rows % 2 == 0 else 0.5)
     figure.head(title)
     return figure
 
 
-def caption_error_tables(_: pd.DataFrame) -> str:
+def _one_sided_ticks(tables: dict[str, np.ndarray]) -> dict[float, str]:
+    """What the ends of the scale are called where every multiplier errs in one direction."""
+    directions = {np.sign(_largest(table)) for table in tables.values()} - {0}
+    end = {-1: "too small", 1: "too large"}.get(next(iter(directions), 0), "wrong")
+    return {0: "exact", 1: "the worst" if len(directions) > 1 else f"the worst, {end}"}
+
+
+def _tables(errors: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The error of each multiplier: a row for each weight, a column for each input."""
+    return {
+        str(name): own.sort_values("weight").drop(columns=["multiplier", "weight"]).to_numpy(float)
+        for name, own in errors.groupby("multiplier", sort=False)
+    }
+
+
+def _largest(table: np.ndarray) -> float:
+    """The error that is furthest from 0, with its sign."""
+    return table.flat[np.abs(table).argmax()]
+
+
+def _signed(value: float) -> str:
+    return f"{value:,.0f}".replace("-", "−")
+
+
+def caption_error_tables(errors: pd.DataFrame) -> str:
     """What a cell of `error_tables` is."""
+    width = next(iter(_tables(errors).values())).shape[1]
     return (
         "The error of inexact multipliers, product minus true product, for every weight's and "
-        "every input's magnitude of 0 to 127; each colour scale ends at the multiplier's own "
-        "largest error, which stands above it."
+        f"every input's magnitude of 0 to {width - 1}; each colour scale ends at the multiplier's "
+        "own largest error, which stands above it."
+    )
+
+
+def words_of_error_tables(errors: pd.DataFrame) -> str:
+    """What `error_tables` shows, in words: how much is wrong, and where by the most."""
+    said = []
+    for name, table in _tables(errors).items():
+        largest = _largest(table)
+        weight, value = np.unravel_index(np.abs(table).argmax(), table.shape)
+        worst = f", the worst {_signed(largest)} at weight {weight} and input {value}"
+        share = f"{100 * (table != 0).mean():.0f} % of the products wrong"
+        said.append(f"{name}: {share}{worst if largest else ''}")
+    return f"Heat maps, one per multiplier, over weight's and input's magnitude. {'; '.join(said)}."
+
+
+def finding_error_tables(errors: pd.DataFrame) -> str:
+    """In which direction multipliers err, how often and how far."""
+    tables = _tables(errors)
+    wrong = pd.Series({name: 100 * (table != 0).mean() for name, table in tables.items()})
+    worst = pd.Series({name: abs(_largest(table)) for name, table in tables.items()})
+    low, high = wrong.idxmin(), wrong.idxmax()
+    under = [name for name, table in tables.items() if table.min() < 0 >= table.max()]
+    over = [name for name, table in tables.items() if table.min() >= 0 < table.max()]
+    directions = [
+        f"{'all' if len(names) == len(tables) else listed(names)} err "
+        f"{'below' if names is under else 'above'} the true product only"
+        for names in (under, over)
+        if names
+    ]
+    return (
+        f"Of all pairs of magnitudes {low} has {wrong[low]:.0f} % wrong and {high} "
+        f"{wrong[high]:.0f} %; the largest error is {worst.min():,.0f} "
+        f"({worst.idxmin()}) to {worst.max():,.0f} ({worst.idxmax()})"
+        f"{''.join(f'; {direction}' for direction in directions)}."
     )
 
 
 def inexact_times(rows: pd.DataFrame, title: str) -> Chart:
     """`time_per_method` without the random tables, which `cost_against_rank` shows."""
-    return time_per_method(rows[~_is_random(rows)], title)
+    return time_per_method(_with_a_name(rows), title)
+
+
+_caption_of_inexact_times = caption_of_times(
+    "A fully connected layer whose multiplications are inexact, bit for bit."
+)
+
+
+def caption_inexact_times(rows: pd.DataFrame) -> str:
+    """What the marks of `inexact_times` are."""
+    return _caption_of_inexact_times(_with_a_name(rows))
+
+
+def words_of_inexact_times(rows: pd.DataFrame) -> str:
+    """What `inexact_times` shows, in words."""
+    return words_of_times(_with_a_name(rows))
+
+
+def _with_a_name(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the tables that were drawn at random."""
+    return kept(
+        rows,
+        "with a name",
+        lambda rows: rows[~rows["method"].astype(str).str.startswith(RANDOM_TABLE)],
+    )
 
 
 def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
-    """A dot per multiplier: how many int8 GEMMs it takes, and how many times the time of one."""
-    rows = rows[rows["clock"] == "host"]
-    table = summarize(rows)
-    facts = rows.groupby("method", sort=False)[["multiplier", "path", "gemms"]].first()
-    table = table[table["state"] == "timed"].join(facts)
+    """A dot per multiplier: how many int8 GEMMs it takes, and how many times the time of one.
+
+    The square at 1 is the control, the same GEMM timed a second time, whose whisker is the noise.
+    """
     baseline = baseline_of(rows)
+    table = _costs(rows)
     ours = table[table["path"] == "gemm"]
+    if ours.empty:
+        return chart_of_nothing(title, f"No multiplier has a time over that of {baseline} here.")
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 3.1), layout="constrained")
     axes = figure.subplots()
-    random = ours["multiplier"].str.startswith(RANDOM_TABLE)
+    random = ours["multiplier"].str.startswith(RANDOM_TABLE).astype(bool)
     most = float(ours["gemms"].max())
     axes.plot([1, most], [1, most], color=FAINT, linewidth=0.8, linestyle=":")
     small = {"fontsize": 6.5, "color": FAINT}
@@ -155,25 +312,37 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
         axes.vlines(x, low, high, color=colour, linewidth=1.4)
         label = "random tables of chosen rank" if colour == BLUE else "multipliers with a name"
         axes.plot(x, y, mark, color=colour, markersize=3.8, label=label)
+        if part["wrong"].any():
+            wrong = part["wrong"]
+            axes.scatter(x[wrong], y[wrong], s=5, color="white", zorder=3)
     named = ours[~random]
     for gemms, part in named.groupby(named["gemms"].astype(float)):
         first, y = part["multiplier"].iloc[0], float(part["ratio"].iloc[0])
         left = gemms > 1
         place = {"x": gemms / 1.15 if left else 1.1, "ha": "right" if left else "left"}
-        axes.text(y=y, s=first, va="center" if left else "top", **place, **small)
-    for path, colour in (("lookup", GREEN), ("compiled", PURPLE)):
-        ratios = table[table["path"] == path]["ratio"].dropna().astype(float)
+        name = name_of(first, part["wrong"].iloc[0])
+        axes.text(y=y, s=name, va="center", **place, **small)
+    if f"{baseline}{AGAIN}" in table.index:
+        again = table.loc[f"{baseline}{AGAIN}"]
+        axes.vlines(1, float(again["ratio_low"]), float(again["ratio_high"]), color=INK, lw=1.4)
+        axes.scatter([1], [float(again["ratio"])], s=14, marker="s", color=INK, zorder=3)
+        axes.text(1.16, float(again["ratio"]), f"one GEMM again: {words_of_range(again)}",
+                  va="top", fontsize=6.5)  # fmt: skip
+    for path, colour, dashes in (("lookup", GREEN, "-"), ("compiled", PURPLE, (0, (4, 2)))):
+        ratios = table[table["path"] == path]["ratio"].astype(float)
         for ratio in ratios:
-            axes.axhline(ratio, color=colour, linewidth=1)
+            axes.axhline(ratio, color=colour, linewidth=1, linestyle=dashes)
         if len(ratios):
             text = "look-ups, in PyTorch" if path == "lookup" else "look-ups, compiled loop"
             place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-            axes.text(0.99, ratios.max(), text, **place, **small | {"color": colour})
+            place |= small | {"color": as_text(colour)}
+            axes.text(0.99, 1.05 * ratios.max(), text, **place)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(xlabel="int8 GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
+    axes.set_ylim(bottom=0.55)  # the line below the control's mark is inside
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    plain_log_ticks(axes.yaxis, table["ratio"].dropna().astype(float))
+    plain_log_ticks(axes.yaxis, table["ratio"].astype(float))
     axes.grid(axis="y", which="major")
     axes.legend(loc="upper left", bbox_to_anchor=(0, 0.83), frameon=False, fontsize=6.5)
     axes.set_title(describe_rows(rows).replace(" · M", "\nM", 1), fontsize=6.5, color=FAINT)
@@ -181,60 +350,149 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
+def _costs(rows: pd.DataFrame) -> pd.DataFrame:
+    """The lines of the summary that have a ratio, with multiplier, path and number of GEMMs."""
+    host = rows[rows["clock"] == "host"]
+    facts = host.groupby("method", sort=False)[["multiplier", "path", "gemms"]].first()
+    table = summary_of(rows)
+    return table[(table["state"] == "timed") & table["ratio"].notna()].join(facts)
+
+
 def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     """What the marks of `cost_against_rank` are, and where they were measured."""
     first = rows.iloc[0]
-    return (
-        "The time of a layer under an inexact multiplier, over the time of one int8 GEMM, against "
-        "how many of them it takes (of multipliers with equally many, one is named), on "
-        f"{first['processor']} ({first['device']}, {words_of_threads(first['threads'])}); "
-        "lines are intervals. Level lines are the table look-ups, "
-        "which take as long whatever the table; the dotted line is what the GEMMs alone would take."
+    baseline = baseline_of(rows)
+    table = _costs(rows)
+    where = f"{first['processor']} ({first['device']}, {words_of_threads(first['threads'])})"
+    if table[table["path"] == "gemm"].empty:
+        return f"No multiplier has a time over that of {baseline} on {where}."
+    control = (
+        f" The square at 1 is {baseline} timed a second time, whose interval is the noise floor."
+        if f"{baseline}{AGAIN}" in table.index
+        else ""
     )
+    paths = table["path"].isin(["lookup", "compiled"])
+    level = (
+        " Level lines are the table look-ups, which take as long whatever the table;"
+        if paths.any()
+        else ""
+    )
+    wrong = table.loc[table["wrong"], "multiplier"].dropna().unique()
+    hollow = f" Hollow marks are wrong: {listed(list(wrong))}." if len(wrong) else ""
+    return (
+        f"The time of a layer under an inexact multiplier, over that of {baseline}, one int8 GEMM, "
+        "against how many of them it takes (of multipliers with equally many, one is named), on "
+        f"{where}; lines are intervals.{control}{level}"
+        f"{' the' if level else ' The'} dotted line is what the GEMMs alone would take.{hollow}"
+    )
+
+
+def words_of_cost_against_rank(rows: pd.DataFrame) -> str:
+    """What `cost_against_rank` shows, in words: every multiplier's GEMMs and ratio."""
+    table = _costs(rows)
+    said = [
+        f"{line['multiplier']}: {counted(int(line['gemms']), 'GEMM')}, "
+        f"{format_figures(line['ratio'])}×{', wrong' if line['wrong'] else ''}"
+        for line in table[table["path"] == "gemm"].sort_values("gemms").to_dict("records")
+    ]
+    if not said:
+        return f"An empty chart: nothing has a time over that of {baseline_of(rows)}."
+    said += [
+        f"level line of {method}: {format_figures(line['ratio'])}×"
+        for method, line in table[table["path"].isin(["lookup", "compiled"])].iterrows()
+    ]
+    said += [
+        f"{method}: {words_of_range(line)}"
+        for method, line in table.iterrows()
+        if str(method).endswith(AGAIN)
+    ]
+    return (
+        f"Scatter on logarithmic axes of time over {baseline_of(rows)} against int8 GEMMs: "
+        f"{'; '.join(said)}."
+    )
+
+
+def finding_cost_against_rank(rows: pd.DataFrame) -> str:
+    """What a multiplier costs by its rank, and how many take less than look-ups, ranges apart."""
+    table = _costs(rows)
+    ours = table[table["path"] == "gemm"]
+    if ours.empty:
+        return f"No multiplier has a time over that of {baseline_of(rows)} here."
+    each = ours["ratio"].astype(float) / ours["gemms"].astype(float)
+    text = (
+        f"By GEMMs a multiplier takes {words_of_span(ours['ratio'].astype(float))} times the time "
+        f"of {baseline_of(rows)}, which is {words_of_span(each)} for each of the GEMMs"
+    )
+    for path, what in (("lookup", "look-ups in PyTorch"), ("compiled", "compiled look-ups")):
+        other = table[table["path"] == path]
+        if len(other):
+            below = ours["ratio_high"].astype(float) < float(other["ratio_low"].min())
+            text += (
+                f"; {what} take {words_of_span(other['ratio'].astype(float))} times, which "
+                f"{'all' if below.all() else f'{below.sum()} of'} {len(ours)} are below"
+            )
+    return f"{text}."
+
+
+def finding_inexact_times(rows: pd.DataFrame) -> str:
+    """What simulating the OR-pair multiplier costs, by the ways there are."""
+    table = summary_of(_with_a_name(rows))
+    ways = {
+        "or_pairs": "simulated bit for bit by GEMMs, or_pairs takes",
+        "or_pairs, Fibonacci weights": "with Fibonacci weights",
+        "or_pairs, unprepared": "with weights that are prepared at every call",
+        "or_pairs, look-up path": "by look-ups in PyTorch",
+        "or_pairs, compiled look-ups": "by compiled look-ups",
+    }
+    return f"{sentence(tell_ratios(table, ways))}."
 
 
 def output_error(errors: pd.DataFrame, title: str) -> Chart:
-    """A dot per output of the layer: bias and spread under each multiplier, over its signal."""
-    names = list(errors["multiplier"].unique())
-    long = errors.melt(["multiplier", "inputs", "output", "signal"], ["bias", "spread"], "part")
-    long["percent"] = 100 * long["value"].astype(float) / long["signal"].astype(float)
+    """A faint dot per output: bias and spread under each multiplier, over its signal.
+
+    The bold mark is the median of the outputs, in a shape for each kind of inputs.
+    """
+    shares = _shares(errors)
+    names, inputs = list(shares["multiplier"].unique()), list(shares["inputs"].unique())
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    inputs = list(long["inputs"].unique())
+    panels[0].axvline(0, color=FAINT, linewidth=0.5)
     for axes, part in zip(panels, ("bias", "spread"), strict=True):
-        sns.stripplot(
-            long[long["part"] == part].astype({"multiplier": str, "inputs": str}),
-            x="percent",
-            y="multiplier",
-            order=names,
-            hue="inputs",
-            hue_order=inputs,
-            palette=[BLUE, ORANGE],
-            dodge=True,
-            jitter=False,
-            size=2.2,
-            alpha=0.35,
-            legend=part == "bias",
-            ax=axes,
-        )
-        axes.set(xlabel=f"{part} / signal [%]", ylabel="")
+        for index, kind in enumerate(inputs):
+            colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
+            for place, name in enumerate(names):
+                own = shares[(shares["multiplier"] == name) & (shares["inputs"] == kind)][part]
+                y = place + 0.36 * (index - (len(inputs) - 1) / 2)
+                axes.plot(own, [y] * len(own), mark, color=colour, markersize=2.4, alpha=0.3,
+                          markeredgewidth=0)  # fmt: skip
+                axes.plot([own.median()], [y], mark, color=colour, markersize=4.6,
+                          markeredgecolor="white", markeredgewidth=0.4,
+                          label=kind if place == 0 else None)  # fmt: skip
+        axes.set(xlabel=f"{part} / signal [%]", ylim=(len(names) - 0.5, -0.5))
+        axes.set_yticks(range(len(names)), names)
         axes.grid(axis="x")
         axes.tick_params(left=False)
         axes.spines["left"].set_visible(False)
-    panels[0].axvline(0, color=FAINT, linewidth=0.5)
-    sns.move_legend(
-        panels[0],
-        "lower left",
+    panels[0].legend(
+        loc="lower left",
         bbox_to_anchor=(-0.1, 1.0),
         ncols=2,
         frameon=False,
-        fontsize=6.5,
-        title=None,
+        fontsize=7,
         handletextpad=0.1,
         columnspacing=1,
+        markerscale=1.2,
     )
     figure.head(title)
     return figure
+
+
+def _shares(errors: pd.DataFrame) -> pd.DataFrame:
+    """Bias and spread of every output, in percent of its signal."""
+    signal = errors["signal"].astype(float)
+    return errors.assign(
+        **{part: 100 * errors[part].astype(float) / signal for part in ("bias", "spread")}
+    )
 
 
 def caption_output_error(_: pd.DataFrame) -> str:
@@ -242,8 +500,40 @@ def caption_output_error(_: pd.DataFrame) -> str:
     return (
         "The error of a layer's outputs when every multiplication is done by the multiplier: its "
         "mean over the batch (bias) and its standard deviation (spread), over the standard "
-        "deviation of the exact output; one dot for each output."
+        "deviation of the exact output; a faint dot for each output, a bold mark for their median."
     )
+
+
+def words_of_output_error(errors: pd.DataFrame) -> str:
+    """What `output_error` shows, in words: the range of bias, and the median spread."""
+    said = []
+    for (name, kind), own in _shares(errors).groupby(["multiplier", "inputs"], sort=False):
+        bias = f"{format_figures(own['bias'].min())} to {format_figures(own['bias'].max())} %"
+        said.append(
+            f"{name}, {kind}: bias {bias.replace('-', '−')}, "
+            f"spread {format_figures(own['spread'].median())} %"
+        )
+    return (
+        "Two panels of dots, bias and spread of each output over its signal, one line per "
+        f"multiplier. {'; '.join(said)}."
+    )
+
+
+def finding_output_error(errors: pd.DataFrame) -> str:
+    """Which multiplier spreads outputs least and most, and how biases differ by the inputs."""
+    shares = _shares(errors)
+    said = []
+    for kind, own in shares.groupby("inputs", sort=False):
+        spread = own.groupby("multiplier", sort=False)["spread"].median()
+        low, high = spread.idxmin(), spread.idxmax()
+        ends = f"{format_figures(spread[low])} % of the signal with {low}"
+        if low != high:
+            ends += f" to {format_figures(spread[high])} % with {high}"
+        said.append(
+            f"{kind}, the median spread is {ends}, and no bias is over "
+            f"{format_figures(own['bias'].abs().max())} %"
+        )
+    return f"For inputs of {'; for inputs '.join(said)}."
 
 
 def digits_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:
@@ -266,11 +556,63 @@ def caption_digits_accuracy(accuracies: pd.DataFrame) -> str:
     )
 
 
+def words_of_digits_accuracy(accuracies: pd.DataFrame) -> str:
+    """What `digits_accuracy` shows, in words: the mean of every line, and its range."""
+    percent = accuracies.assign(percent=100 * accuracies["accuracy"].astype(float))
+    said = [
+        f"{name}, {kind} weights {own['percent'].mean():.1f} % "
+        f"({own['percent'].min():.1f} to {own['percent'].max():.1f})"
+        for (name, kind), own in percent.groupby(["multiplier", "weights"], sort=False)
+    ]
+    return f"Chart, one line per multiplier, mean accuracy and range: {'; '.join(said)}."
+
+
+_ERRORS_TO_TELL = 3  # standard errors of the paired difference: several comparisons are made
+
+
+def finding_digits_accuracy(accuracies: pd.DataFrame) -> str:
+    """Which multipliers differ from exact ones in accuracy, paired by seed, and which do not.
+
+    A difference counts from three standard errors on.
+    """
+    table = accuracies.assign(percent=100 * accuracies["accuracy"].astype(float)).pivot_table(
+        index="seed", columns=["weights", "multiplier"], values="percent", sort=False
+    )
+    said = []
+    for kind in table.columns.get_level_values("weights").unique():
+        own = table[kind]
+        if "exact" not in own or len(own) < 2:
+            continue
+        groups: dict[str, list[str]] = {"told": [], "not": [], "same": []}
+        for name in own.columns.drop("exact"):
+            change = (own[name] - own["exact"]).dropna()
+            error = change.std() / np.sqrt(len(change))
+            if not change.any():
+                groups["same"].append(str(name))
+            elif abs(change.mean()) > _ERRORS_TO_TELL * error:
+                groups["told"].append(f"{name} ({change.mean():+.1f} points)".replace("-", "−"))
+            else:
+                groups["not"].append(str(name))
+        words = {
+            "told": "told apart from it: {}",
+            "not": "not told apart: {}",
+            "same": "the same in every seed: {}",
+        }
+        parts = [words[key].format(listed(names)) for key, names in groups.items() if names]
+        said.append(
+            f"with {kind} weights exact multiplication names {own['exact'].mean():.1f} % rightly; "
+            f"{'; '.join(parts)}"
+        )
+    if not said:
+        return "There is no exact multiplier, or one seed alone, so no accuracy can be told apart."
+    text = ". ".join(f"{one[0].upper()}{one[1:]}" for one in said)
+    return (
+        f"{text}. Told apart is what differs in the mean of {len(table)} seeds by over "
+        f"{_ERRORS_TO_TELL} standard errors of the paired difference."
+    )
+
+
 RANDOM_TABLE = "random table"  # how the name of a table drawn at random begins
-
-
-def _is_random(rows: pd.DataFrame) -> pd.Series:
-    return rows["method"].astype(str).str.startswith(RANDOM_TABLE)
 
 
 def _marks_by_line(
@@ -289,7 +631,7 @@ def _marks_by_line(
     With `each` the rows are faint dots and their mean is the bold one.
     """
     lines, marks = list(rows[line].unique()), list(rows[mark].unique())
-    colours = dict(zip(marks, (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False))
+    colours = dict(zip(marks, COLOURS * len(marks), strict=False))
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 1.05 + 0.34 * len(lines)), layout="constrained")
     axes = figure.subplots()
     for place, name in enumerate(lines):
@@ -298,13 +640,15 @@ def _marks_by_line(
             if values.empty:
                 continue
             y = place + 0.16 * (index - (len(marks) - 1) / 2) if each else place
+            look = {"color": colours[kind], "linestyle": "none"}
             if each:
-                axes.plot(values, [y] * len(values), "o", color=colours[kind], markersize=2.5,
-                          alpha=0.3, markeredgewidth=0)  # fmt: skip
-            axes.plot([values.mean()], [y], "oDs^v"[index], color=colours[kind], markersize=4,
-                      label=kind if place == 0 or kind not in _labels(axes) else None)  # fmt: skip
-        axes.text(0.0, place - 0.34, name, transform=axes.get_yaxis_transform(), fontsize=7,
-                  va="center")  # fmt: skip
+                dots = {"marker": "o", "markersize": 2.5, "alpha": 0.3, "markeredgewidth": 0}
+                axes.plot(values, [y] * len(values), **dots, **look)
+            look |= {"marker": MARKS[index % len(MARKS)], "markersize": 4}
+            label = kind if kind not in _labels(axes) else None
+            axes.plot([values.mean()], [y], **look, label=label)
+        where = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        axes.text(0.0, place - 0.34, name, fontsize=7, **where)
     if log:
         axes.set_xscale("log")
         plain_log_ticks(axes.xaxis, rows[x].astype(float))

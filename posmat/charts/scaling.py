@@ -12,14 +12,21 @@ from posmat.charts.style import (
     FAINT,
     GREEN,
     INK,
+    MARKS,
     ORANGE,
     PURPLE,
     RED,
     Chart,
+    apart,
+    as_text,
     describe_rows,
+    kept,
+    listed,
+    table_of,
+    words_of_kernels,
     words_of_threads,
 )
-from posmat.summary import format_figures
+from posmat.summary import AGAIN, baseline_of, format_figures, tell_ratio
 
 PAGE_WIDTH_IN = 7.16  # both columns of a two-column paper
 _TO_A_LABEL = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
@@ -30,20 +37,8 @@ def _colours_of(methods: list[str]) -> dict[str, str]:
     return dict(zip(methods, [ORANGE, BLUE, GREEN, PURPLE, RED] * len(methods), strict=False))
 
 
-def _apart(places: list[float], least: float) -> list[float]:
-    """Move labels as little as it takes to keep them `least` apart, in the order they stand in."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [places[i] for i in order]
-    for _ in range(200):
-        for i in range(len(moved) - 1):
-            short = least - (moved[i + 1] - moved[i])
-            if short > 1e-9:
-                moved[i] -= short / 2
-                moved[i + 1] += short / 2
-    result = [0.0] * len(places)
-    for place, i in zip(moved, order, strict=True):
-        result[i] = place
-    return result
+def _marks_of(methods: list[str]) -> dict[str, str]:
+    return dict(zip(methods, MARKS * len(methods), strict=False))
 
 
 def scaling(rows: pd.DataFrame, title: str) -> Chart:
@@ -51,12 +46,12 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
 
     The names stand at the ends of the lines, at the right; a ring marks the size that all share.
     """
-    from posmat.roofline import along, rates
+    from posmat.roofline import along
 
-    table = rates(rows)
-    table["ms"] = 1e3 * table["seconds"]
+    table = _rates(rows)
+    table = table.assign(ms=1e3 * table["seconds"])
     methods = list(table["method"].unique())
-    colours = _colours_of(methods)
+    colours, marks = _colours_of(methods), _marks_of(methods)
     figure = Chart(figsize=(PAGE_WIDTH_IN, 4.3), layout="constrained")
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     labels = {"ms": "time per call [ms]", "gmacs": "rate [GMAC/s]"}
@@ -70,8 +65,11 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
                 hue="method",
                 hue_order=methods,
                 palette=colours,
-                marker="o",
-                markersize=3,
+                style="method",
+                style_order=methods,
+                markers=marks,
+                dashes=False,
+                markersize=3.6,
                 markeredgewidth=0,
                 linewidth=1.1,
                 errorbar=None,
@@ -80,7 +78,7 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
             )
             shared = data[data["axis"] == "centre"]
             axes.scatter(
-                shared[name], shared[quantity], s=22, facecolor="none", edgecolor=INK, lw=0.6
+                shared[name], shared[quantity], s=30, facecolor="none", edgecolor=INK, lw=0.6
             )
             axes.set(xscale="log", yscale="log", ylabel=labels[quantity])
             axes.set_xlabel(f"{letter}, {name}" if quantity == "gmacs" else "")
@@ -96,14 +94,14 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
         }
         low, high = np.log10(axes.get_ylim())
         heights = [(np.log10(end[quantity]) - low) / (high - low) for end in ends.values()]
-        for (method, end), height in zip(ends.items(), _apart(heights, 0.085), strict=True):
+        for (method, end), height in zip(ends.items(), apart(heights, 0.085), strict=True):
             axes.annotate(
                 method,
                 (float(end["in_features"]), end[quantity]),
                 (1.06, height),
                 xycoords="data",
                 textcoords="axes fraction",
-                color=colours[method],
+                color=as_text(colours[method]),
                 fontsize=7,
                 va="center",
                 arrowprops={**_TO_A_LABEL, "color": colours[method]},
@@ -120,10 +118,10 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
 
 def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
-    from posmat.roofline import measured_roofs, rates
+    from posmat.roofline import measured_roofs
 
-    table = rates(rows)
-    table["gflops"] = 2 * table["gmacs"]
+    table = _rates(rows)
+    table = table.assign(gflops=2 * table["gmacs"])
     roofs = measured_roofs(rows)
     methods = list(table["method"].unique())
     colours = _colours_of(methods)
@@ -137,8 +135,9 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
         style="method",
         hue_order=methods,
         style_order=methods,
+        markers=_marks_of(methods),
         palette=colours,
-        s=22,
+        s=20,
         linewidth=0,
         alpha=0.85,
         legend=False,
@@ -152,22 +151,13 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     peaks = {name: 2 * rate for name, rate in peaks.items() if rate is not None}
     highest = max(peaks.values())
     top = max(top, 1.5 * highest)
-    main, fastest = roofs.copies[-1], max(roofs.copies, key=lambda copy: copy[1])
-    slopes = [(*main, "-")] + ([(*fastest, (0, (4, 2)))] if fastest is not main else [])
+    slopes = _slopes(roofs.copies)
     line = {"color": INK, "linewidth": 0.9, "zorder": 1}
-    for moved, bandwidth, dashes in slopes:
+    for index, (_, bandwidth) in enumerate(slopes):
         slope = bandwidth / 1e9
         start, ridge = max(left, bottom / slope), min(right, highest / slope)
+        dashes = (0, (4, 2)) if index else "-"
         axes.plot([start, ridge], [slope * start, slope * ridge], linestyle=dashes, **line)
-        axes.text(
-            1.1 * start,
-            1.2 * slope * 1.1 * start,
-            f"copy of {_megabytes(moved)}, {format_figures(slope)} GB/s",
-            rotation=float(np.degrees(np.arctan(1.2 * slope))),
-            rotation_mode="anchor",
-            transform_rotates_text=True,
-            fontsize=6.5,
-        )
     for rate in peaks.values():
         axes.plot([max(left, rate * 1e9 / slopes[-1][1]), right], [rate, rate], **line)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -177,13 +167,13 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
         ends[method] = (*last.loc[method, ["intensity", "gflops"]], colours[method])
     low, high = np.log10(axes.get_ylim())
     heights = [(np.log10(y) - low) / (high - low) for _, y, _ in ends.values()]
-    for (name, (x, y, colour)), height in zip(ends.items(), _apart(heights, 0.055), strict=True):
+    for (name, (x, y, colour)), height in zip(ends.items(), apart(heights, 0.055), strict=True):
         axes.annotate(
             name,
             (float(x), float(y)),
             (1.03, height),
             textcoords="axes fraction",
-            color=colour,
+            color=as_text(colour),
             fontsize=7,
             va="center",
             arrowprops={**_TO_A_LABEL, "color": colour},
@@ -196,7 +186,61 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     where = describe_rows(rows[rows["axis"] == "centre"])
     axes.set_title(f"{where}, one size varied at a time", fontsize=6.5, color=FAINT)
     figure.head(title)
+    _label_slopes(axes, slopes, table)
     return figure
+
+
+def _rates(rows: pd.DataFrame) -> pd.DataFrame:
+    from posmat.roofline import rates
+
+    return kept(rows, "rates", rates)
+
+
+def _slopes(copies: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The copies that the roof shows: the largest, and the fastest where that is another one."""
+    main, fastest = copies[-1], max(copies, key=lambda copy: copy[1])
+    return [main] if fastest is main else [main, fastest]
+
+
+def _label_slopes(axes, slopes: list[tuple[float, float]], table: pd.DataFrame) -> None:
+    """Write on each slope which copy it is of, where no point and no other line is in the way."""
+    axes.figure.draw_without_rendering()  # from here on a place on the paper is known
+    points = axes.transData.transform(table[["intensity", "gflops"]].astype(float).to_numpy())
+    (left, right), bottom = axes.get_xlim(), axes.get_ylim()[0]
+    lines = {
+        bandwidth: axes.transData.transform(
+            [(x, x * bandwidth / 1e9) for x in np.geomspace(left, right, 200)]
+        )
+        for _, bandwidth in slopes
+    }
+    inside = axes.get_window_extent()
+    dpi = axes.figure.dpi
+    for moved, bandwidth in slopes:
+        slope = bandwidth / 1e9
+        (x0, y0), (x1, y1) = lines[bandwidth][[0, -1]]
+        angle = np.arctan2(y1 - y0, x1 - x0)
+        words = f"copy of {_megabytes(moved)}, {format_figures(slope)} GB/s"
+        text = axes.text(left, bottom, words, fontsize=6.5)
+        box = text.get_window_extent()
+        long, high, gap = box.width, box.height, 2.5 / 72 * dpi
+        obstacles = np.vstack([points, *(at for of, at in lines.items() if of != bandwidth)])
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        best = None
+        for x in np.geomspace(max(left, bottom / slope), right, 60):
+            for side in (1, -1):
+                start = axes.transData.transform((x, slope * x))
+                u, v = turn @ (obstacles - start).T
+                low, up = (gap, gap + high) if side > 0 else (-gap - high, -gap)
+                pad = 4 / 72 * dpi  # half a mark
+                hit = (u > -pad) & (u < long + pad) & (v > low - pad) & (v < up + pad)
+                corners = np.array([(0, low), (long, low), (0, up), (long, up)]) @ turn + start
+                out = sum(not inside.contains(*corner) for corner in corners)
+                if best is None or (out, hit.sum()) < best[0]:
+                    best = (out, hit.sum()), start + turn.T @ (0, low)
+        text.set_position(axes.transData.inverted().transform(best[1]))
+        text.set(
+            rotation=float(np.degrees(angle)), rotation_mode="anchor", va="bottom", in_layout=False
+        )
 
 
 def _megabytes(moved: float) -> str:
@@ -209,10 +253,100 @@ def caption_of_sizes(what: str) -> Callable[[pd.DataFrame], str]:
     def caption(rows: pd.DataFrame) -> str:
         first = rows[rows["axis"] == "centre"].iloc[0]
         runs = int(rows["run"].nunique())
-        kernels = "one fresh kernel" if runs == 1 else f"{runs} fresh kernels"
         return (
-            f"{what} Medians over the rounds of {kernels}, on {first['processor']} "
+            f"{what} Medians over the rounds of {words_of_kernels(runs)}, on {first['processor']} "
             f"({first['device']}, {words_of_threads(first['threads'])}, PyTorch {first['torch']})."
         )
 
     return caption
+
+
+def words_of_scaling(rows: pd.DataFrame) -> str:
+    """What `scaling` shows, in words: each method's time at the ends of each axis."""
+    from posmat.roofline import along
+
+    table = _rates(rows)
+    said = []
+    for method in table["method"].unique():
+        spans = []
+        for letter, name in _SIZE_NAMES.items():
+            own = along(table[table["method"] == method], letter)
+            first, last = own.iloc[0], own.iloc[-1]
+            spans.append(
+                f"{letter} of {first[name]:,} to {last[name]:,} "
+                f"{format_figures(1e3 * first['seconds'])} to "
+                f"{format_figures(1e3 * last['seconds'])} ms"
+            )
+        said.append(f"{method}: over {', over '.join(spans)}")
+    return (
+        "Six panels of lines on logarithmic axes, time per call above and rate below, against M, N "
+        f"and K. {'; '.join(said)}."
+    )
+
+
+def finding_scaling(rows: pd.DataFrame) -> str:
+    """Which method is fastest and where, by how much at the size that all share, and the growth."""
+    from posmat.roofline import exponents
+
+    table = _rates(rows)
+    sizes = table.groupby(list(_SIZE_NAMES.values()), sort=False)
+    fastest = table.loc[sizes["seconds"].idxmin()].groupby("method", sort=False).size()
+    fastest = fastest.sort_values(ascending=False, kind="stable")
+    said = [f"{method} at {number}" for method, number in fastest.items()]
+    text = f"Of {len(sizes)} sizes the shortest median is that of {listed(said)}"
+    centre = rows[(rows["axis"] == "centre") & (rows["clock"] == "host")]
+    best = fastest.idxmax()
+    controlled = centre["method"].astype(str).str.endswith(AGAIN).any()
+    if controlled and best != baseline_of(centre) and best in set(centre["method"]):
+        text += (
+            f"; at the size that all share {best} takes {tell_ratio(table_of(centre), str(best))}"
+        )
+    grown = exponents(table)["last"].dropna()
+    if (str(best), "K") in grown.index:
+        powers = listed([f"{axis}^{grown[best, axis]:.2f}" for axis in _SIZE_NAMES])
+        text += f". Between the two largest of each its time grows as {powers}"
+    return f"{text}."
+
+
+def words_of_roofline(rows: pd.DataFrame) -> str:
+    """What `roofline` shows, in words: the roofs, and the rates of each method."""
+    from posmat.roofline import measured_roofs
+
+    table, roofs = _rates(rows), measured_roofs(rows)
+    peaks = [
+        f"{name} {format_figures(2 * rate)} GFLOP/s"
+        for name, rate in (("int8 peak", roofs.int8_gmacs), ("float32 peak", roofs.float32_gmacs))
+        if rate is not None
+    ]
+    copies = [
+        f"a copy of {_megabytes(moved)} at {format_figures(rate / 1e9)} GB/s"
+        for moved, rate in _slopes(roofs.copies)
+    ]
+    said = []
+    for method, own in table.groupby("method", sort=False):
+        low, high = format_figures(own["intensity"].min()), format_figures(own["intensity"].max())
+        rates = [format_figures(2 * rate) for rate in (own["gmacs"].min(), own["gmacs"].max())]
+        said.append(f"{method} {rates[0]} to {rates[1]} GFLOP/s at {low} to {high} FLOP/byte")
+    return (
+        f"Scatter on logarithmic axes of rate over arithmetic intensity, under level roofs "
+        f"({listed(peaks)}) and slopes ({listed(copies)}): {'; '.join(said)}."
+    )
+
+
+def finding_roofline(rows: pd.DataFrame) -> str:
+    """How near to its roof each method comes at the best, and what limits it there."""
+    from posmat.roofline import measured_roofs
+
+    table, roofs = _rates(rows), measured_roofs(rows)
+    said = []
+    for method, own in table.groupby("method", sort=False):
+        best = own.loc[own["gmacs"].idxmax()]
+        peak = roofs.peak_gmacs(str(method))
+        name = "float32" if peak == roofs.float32_gmacs else "int8"
+        said.append(
+            f"{method} {format_figures(100 * best['gmacs'] / peak, 2)} % of the {name} peak"
+        )
+    return (
+        f"At their fastest sizes the methods reach: {listed(said)}. A form of several GEMMs counts "
+        "its product once."
+    )

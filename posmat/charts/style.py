@@ -1,6 +1,7 @@
 """What all charts share: their look, their class, and the words for where rows were measured."""
 
 import io
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -8,14 +9,18 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from posmat.summary import summarize
+from posmat.summary import format_figures, is_control, summarize
 
 COLUMN_WIDTH_IN = 3.5  # one column of a two-column paper
 INK, FAINT = "#222222", "#767676"  # both hold 4.5 : 1 on white
 BLUE, ORANGE, GREEN, RED, PURPLE, *_ = sns.color_palette("colorblind").as_hex()
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
+MARKS = "oDs^vPX"  # a shape for each line too: in greys the colours look alike
+READABLE = 4.5  # the contrast of small text with white that WCAG asks for
 
 STYLE = {
     "font.size": 7.5,
@@ -41,9 +46,10 @@ STYLE = {
 
 
 class Chart(Figure):
-    """A figure that a notebook shows as it is saved, with its caption as the alternative text."""
+    """A figure that a notebook shows as it is saved, with its caption and itself in words."""
 
     caption = ""
+    alt = ""
 
     def head(self, title: str) -> None:
         """Put the title over the whole figure, at its left edge."""
@@ -55,7 +61,48 @@ class Chart(Figure):
             self.savefig(buffer, format="png", dpi=200)
         width, height = self.get_size_inches()
         size = {"width": round(150 * width), "height": round(150 * height)}
-        return buffer.getvalue(), {**size, "alt": self.caption}
+        return buffer.getvalue(), {**size, "alt": self.alt or self.caption}
+
+
+def chart_of_nothing(title: str, why: str) -> Chart:
+    """A chart that says in words why there is nothing to draw."""
+    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.text(0, 0.5, why, transform=axes.transAxes, va="center", wrap=True)
+    figure.head(title)
+    return figure
+
+
+def contrast(colour: str) -> float:
+    """The contrast of a colour with white, as WCAG 2 computes it: 1 for white, 21 for black."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    red, green, blue = linear
+    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+
+
+def as_text(colour: str) -> str:
+    """A colour darkened until small text in it can be read on white."""
+    shade = to_rgb(colour)
+    while contrast(shade) < READABLE:
+        shade = tuple(0.98 * part for part in shade)
+    return to_hex(shade)
+
+
+def apart(places: list[float], least: float) -> list[float]:
+    """Move labels as little as it takes to keep them `least` apart, in the order they stand in."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    moved = [places[i] for i in order]
+    for _ in range(200):
+        for i in range(len(moved) - 1):
+            short = least - (moved[i + 1] - moved[i])
+            if short > 1e-9:
+                moved[i] -= short / 2
+                moved[i + 1] += short / 2
+    result = [0.0] * len(places)
+    for place, i in zip(moved, order, strict=True):
+        result[i] = place
+    return result
 
 
 def describe_rows(rows: pd.DataFrame) -> str:
@@ -72,8 +119,83 @@ def describe_rows(rows: pd.DataFrame) -> str:
     return " · ".join(parts + ([words_of_threads(first["threads"])] if threads else []))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what is counted: '1 run', '5 runs'."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def words_of_threads(number: int) -> str:
-    return "1 thread" if number == 1 else f"{number} threads"
+    return counted(number, "thread")
+
+
+def words_of_kernels(runs: int) -> str:
+    return "one fresh kernel" if runs == 1 else f"{runs} fresh kernels"
+
+
+def words_of_rounds(rows: pd.DataFrame) -> str:
+    """How often whatever has a time was timed: '31 rounds in each of 5 fresh kernels'."""
+    timed = rows[rows["state"] == "timed"]
+    if timed.empty:
+        return "nothing was timed"
+    rounds = timed.groupby(["method", "run"])["round"].nunique()
+    runs = timed["run"].nunique()
+    most = counted(int(rounds.max()), "round")
+    if rounds.nunique() > 1:
+        most = f"up to {most}"
+    return f"{most} in {'each of ' if runs > 1 else ''}{words_of_kernels(runs)}"
+
+
+def words_of_range(line: pd.Series, inverse: bool = False) -> str:
+    """A ratio, or with `inverse` the speedup, with its interval: '0.995× (0.991 to 1.003)'."""
+    ends = [float(line[name]) for name in ("ratio", "ratio_low", "ratio_high")]
+    if inverse:
+        ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
+    middle, low, high = map(format_ratio, ends)
+    return f"{middle}× ({low} to {high})"
+
+
+def words_of_span(values: pd.Series) -> str:
+    """The range of numbers in words: '6.67 to 9.98', or one number where it has no width."""
+    return " to ".join(dict.fromkeys(map(format_figures, (values.min(), values.max()))))
+
+
+def format_ratio(ratio: float) -> str:
+    """A ratio in words; near 1, where noise is a matter of the third place, to three of them."""
+    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else format_figures(ratio)
+
+
+def name_of(method: str, wrong: bool) -> str:
+    """A method as its line is labelled: whoever computes wrong numbers says so."""
+    if not wrong:
+        return method
+    return f"{method[:-1]}, wrong)" if method.endswith(")") else f"{method} (wrong)"
+
+
+def wrong_methods(table: pd.DataFrame) -> list[str]:
+    """The methods of a table whose numbers are wrong, but for the controls."""
+    names = dict.fromkeys(str(name) for name in table.index[table["wrong"]])
+    return [name for name in names if not is_control(name)]
+
+
+def words_of_wrong(table: pd.DataFrame) -> str:
+    """The sentence of a caption on the hollow marks, or nothing where every number is right."""
+    wrong = wrong_methods(table)
+    if not wrong:
+        return ""
+    return (
+        f" Hollow marks and the word 'wrong': the numbers are not those of the reference "
+        f"({'; '.join(wrong)})."
+    )
+
+
+def listed(words: list[str]) -> str:
+    """Words as a sentence lists them: 'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def sentence(words: str) -> str:
+    """Words with a capital."""
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def plain_log_ticks(axis, values: pd.Series) -> None:
@@ -86,8 +208,8 @@ def plain_log_ticks(axis, values: pd.Series) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-_SUMMARIES: ContextVar[dict[int, tuple[pd.DataFrame, pd.DataFrame]] | None]
-_SUMMARIES = ContextVar("summaries", default=None)
+_KEPT: ContextVar[dict[tuple[int, str], tuple[pd.DataFrame, pd.DataFrame]] | None]
+_KEPT = ContextVar("kept", default=None)
 
 
 @contextmanager
@@ -96,19 +218,58 @@ def summaries_kept():
 
     Only for whoever changes no frame meanwhile, as `posmat draw`; a notebook may.
     """
-    before = _SUMMARIES.get()
-    token = _SUMMARIES.set({} if before is None else before)
+    before = _KEPT.get()
+    token = _KEPT.set({} if before is None else before)
     try:
         yield
     finally:
-        _SUMMARIES.reset(token)
+        _KEPT.reset(token)
+
+
+def kept(rows: pd.DataFrame, what: str, make: Callable) -> pd.DataFrame:
+    """What `make` gives of a frame; within `summaries_kept` it is made once."""
+    store = _KEPT.get()
+    if store is None:
+        return make(rows)
+    key = id(rows), what
+    if key not in store:  # the frame is kept beside what was made, so that its id stays its own
+        store[key] = rows, make(rows)
+    return store[key][1]
 
 
 def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """The table of the rows that the host's clock timed, as `summarize` gives it."""
-    kept = _SUMMARIES.get()
-    if kept is None:
-        return summarize(rows[rows["clock"] == "host"])
-    if id(rows) not in kept:  # the frame is kept beside its table, so that its id stays its own
-        kept[id(rows)] = rows, summarize(rows[rows["clock"] == "host"])
-    return kept[id(rows)][1]
+    """The table of the rows that the host's clock timed, as `table_of` gives it."""
+    return kept(rows, "summary", lambda rows: table_of(rows[rows["clock"] == "host"]))
+
+
+def table_of(
+    rows: pd.DataFrame, baseline: str | None = None, by: list[str] | None = None
+) -> pd.DataFrame:
+    """The table that `summarize` gives, as charts need it.
+
+    What has a time in some runs is 'timed', and `runs` are those that timed it. `wrong` says
+    whether a method's numbers were not exact, or further off than the bound.
+    """
+    table = summarize(rows, baseline, by)
+    keys = [*(by or []), "method"]
+    timed = rows[rows["state"] == "timed"]
+    has_time = table["median"].notna()
+    runs = timed.groupby(keys, dropna=False)["run"].nunique().reindex(table.index)
+    table.loc[has_time, "state"] = "timed"
+    table.loc[has_time, "runs"] = runs[has_time].astype("Int64")
+    wrong = rows.assign(wrong=_is_wrong(rows)).groupby(keys, dropna=False)["wrong"].any()
+    table["wrong"] = wrong.reindex(table.index).astype(bool)
+    return table
+
+
+def _is_wrong(rows: pd.DataFrame) -> pd.Series:
+    """Of each row, whether its numbers were compared and found wrong."""
+    wrong = rows["exact"].astype("boolean").eq(False).fillna(False)
+    if "error_bound" in rows:
+        error, bound = (
+            pd.to_numeric(rows[name], errors="coerce").astype(float)
+            for name in ("max_error", "error_bound")
+        )
+        # An error that is no number, beside a bound, is that of a result that is none.
+        wrong |= (error > bound) | (bound.notna() & error.isna())
+    return wrong.astype(bool)

@@ -7,18 +7,24 @@ import seaborn as sns
 
 from posmat.charts.style import (
     BLUE,
+    COLOURS,
     COLUMN_WIDTH_IN,
     FAINT,
-    GREEN,
     INK,
+    MARKS,
     ORANGE,
-    PURPLE,
-    RED,
     Chart,
+    counted,
     describe_rows,
+    listed,
+    name_of,
     plain_log_ticks,
+    sentence,
     summary_of,
+    words_of_rounds,
+    words_of_span,
     words_of_threads,
+    words_of_wrong,
 )
 from posmat.summary import FLOOR, baseline_of, format_figures, is_control
 
@@ -27,13 +33,12 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     """One line per method: every block as a faint dot, the median as a bold one, the quartiles.
 
     The name stands on the line, the median and its ratio to the baseline at the right. Dots, not
-    bars: a logarithm has no zero for a bar to start from.
+    bars: a logarithm has no zero for a bar to start from. The dot of a method whose numbers are
+    wrong is hollow.
     """
-    table = summary_of(rows)
+    table = _shown(rows)
     rows = rows[rows["clock"] == "host"]
     baseline = baseline_of(rows)
-    if _far_below(table, FLOOR):  # the axis would show little else
-        table = table.drop(index=FLOOR)
     methods = list(table.index)
     timed = rows[(rows["state"] == "timed") & rows["method"].isin(methods)]
     timed = pd.DataFrame(
@@ -45,75 +50,99 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.85 + 0.34 * len(methods)), layout="constrained")
     axes = figure.subplots()
     palette = {m: FAINT if is_control(m) else ORANGE if m == baseline else BLUE for m in methods}
-    shared = {
-        "data": timed,
-        "x": "ms",
-        "y": "method",
-        "order": methods,
-        "hue": "method",
-        "palette": palette,
-        "legend": False,
-        "ax": axes,
-    }
-    sns.stripplot(**shared, jitter=False, size=2.5, alpha=0.25)
-    sns.pointplot(
-        **shared,
-        estimator="median",
-        errorbar=("pi", 50),
-        linestyle="none",
-        markersize=4,
-        err_kws={"linewidth": 1.6},
-    )
     axes.set(xscale="log", xlabel="time per call [ms]", ylabel="")
+    if len(timed):
+        shared = {
+            "data": timed,
+            "x": "ms",
+            "y": "method",
+            "order": methods,
+            "hue": "method",
+            "palette": palette,
+            "legend": False,
+            "ax": axes,
+        }
+        sns.stripplot(**shared, jitter=False, size=2.5, alpha=0.25)
+        sns.pointplot(
+            **shared,
+            estimator="median",
+            errorbar=("pi", 50),
+            linestyle="none",
+            markersize=4,
+            err_kws={"linewidth": 1.6},
+        )
+        axes.set(xlabel="time per call [ms]", ylabel="")
+        plain_log_ticks(axes.xaxis, timed["ms"])
+    else:
+        axes.set_xticks([])
     axes.set_title(describe_rows(rows), fontsize=6.5, color=FAINT)
     figure.head(title)
-    plain_log_ticks(axes.xaxis, timed["ms"])
     axes.set_yticks([])
     axes.set_ylim(len(methods) - 0.6, -0.75)
     axes.grid(axis="x", which="major")
     axes.spines["left"].set_visible(False)
-    for place, method in enumerate(methods):
-        line = table.loc[method]
-        colour = FAINT if is_control(method) else INK
-        if line["state"] == "timed":
-            value = f"{format_figures(1e3 * line['median'])} ms"
-            # Beside the baseline itself, and beside what calling alone costs, a ratio says nothing.
-            if method != baseline and pd.notna(line["ratio"]) and line["ratio"] > 0.01:
-                value += f"   {format_figures(line['ratio'])}×"
-        else:
-            value = line["state"]
-        style = {"transform": axes.get_yaxis_transform(), "y": place - 0.3, "color": colour}
-        style |= {"va": "center", "fontsize": 7.5}
-        axes.text(0.0, s=method, ha="left", **style)
-        axes.text(1.0, s=value, ha="right", **style)
+    for place, (method, line) in enumerate(table.iterrows()):
+        if line["wrong"] and line["state"] == "timed":
+            dot = {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": "white"}
+            axes.plot([1e3 * line["median"]], [place], "o", color=palette[method], **dot)
+        style = {"transform": axes.get_yaxis_transform(), "y": place - 0.3}
+        style |= {"color": FAINT if is_control(method) else INK, "va": "center", "fontsize": 7.5}
+        axes.text(0.0, s=name_of(method, line["wrong"]), ha="left", **style)
+        axes.text(1.0, s=_value(rows, method, line, "   {}×"), ha="right", **style)
     return figure
 
 
+def _shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """The lines of the summary that the chart has: the cost of a call only where it is near."""
+    table = summary_of(rows)
+    return table.drop(index=FLOOR) if _far_below(table, FLOOR) else table
+
+
 def _far_below(table: pd.DataFrame, method: str) -> bool:
-    """Whether a line is over 30 times faster than every other one."""
+    """Whether a line is over 30 times faster than every other one: the axis would show no more."""
     if method not in table.index or pd.isna(table.loc[method, "median"]):
         return False
     return bool(30 * table.loc[method, "median"] < table["median"].drop(index=method).min())
+
+
+def _has_ratio(method: str, line: pd.Series) -> bool:
+    """Whether a ratio says something: not beside the baseline, nor for what a call alone costs."""
+    ratio = line["ratio"]
+    return method != line["baseline"] and pd.notna(ratio) and bool(ratio > 0.01)
+
+
+def _value(rows: pd.DataFrame, method: str, line: pd.Series, ratio: str) -> str:
+    """The median of a line, its ratio in the form that is asked for, and where it has no more."""
+    if line["state"] != "timed":
+        return str(line["state"])
+    value = f"{format_figures(1e3 * line['median'])} ms"
+    if _has_ratio(method, line):
+        value += ratio.format(format_figures(line["ratio"]))
+    runs = rows["run"].nunique()
+    return value if line["runs"] == runs else f"{value}, in {line['runs']} of {runs} runs"
 
 
 def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
     """A caption for `time_per_method`: what was asked, where measured, what the marks are."""
 
     def caption(rows: pd.DataFrame) -> str:
+        table = _shown(rows)
         rows = rows[rows["clock"] == "host"]
         first = rows.iloc[0]
         baseline = baseline_of(rows)
-        rounds = int(rows[rows["method"] == baseline]["round"].nunique())
-        runs = int(rows["run"].nunique())
-        kernels = "one fresh kernel" if runs == 1 else f"{runs} fresh kernels"
         threads = words_of_threads(first["threads"])
+        ratio = ""
+        if any(_has_ratio(method, line) for method, line in table.iterrows()):
+            ratio = f"; × is the paired ratio to {baseline}"
+        elif table.loc[baseline, "state"] != "timed":
+            ratio = f"; {baseline} has no time here, so there is no ratio to it"
         return (
             f"{question} Time per call on {first['processor']} ({first['device']}, {threads}, "
             f"PyTorch {first['torch']}), {first['dtype']} operands, "
             f"batch_size={first['batch_size']}, "
             f"out_features={first['out_features']}, in_features={first['in_features']}. Faint "
-            f"dots are blocks of calls ({rounds} rounds in {kernels}), bold dots their medians, "
-            f"lines their quartiles; × is the paired ratio to {baseline}."
+            f"dots are blocks of calls ({words_of_rounds(rows)}), bold dots their medians, "
+            f"lines their quartiles{ratio}.{words_of_wrong(table)}"
         )
 
     return caption
@@ -121,60 +150,170 @@ def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
 
 def words_of_times(rows: pd.DataFrame) -> str:
     """What `time_per_method` shows, in words for who cannot see it: each median with its ratio."""
-    table = summary_of(rows)
-    baseline = baseline_of(rows)
+    table = _shown(rows)
+    rows = rows[rows["clock"] == "host"]
     said = []
     for method, line in table.iterrows():
-        if line["state"] != "timed":
-            said.append(f"{method}: {line['state']}")
-            continue
-        told = method != baseline and pd.notna(line["ratio"])
-        ratio = f" ({format_figures(line['ratio'])} times)" if told else ""
-        said.append(f"{method} {format_figures(1e3 * line['median'])} ms{ratio}")
+        value = _value(rows, method, line, " ({} times)")
+        name = name_of(method, line["wrong"])
+        said.append(f"{name} {value}" if line["state"] == "timed" else f"{name}: {value}")
     return f"Chart, one line per method: {'; '.join(said)}. {describe_rows(rows)}."
 
 
+_OF_THE_SEED = ("time.clock", "time.time")
+
+
 def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
-    """One line per form that the seed timed: its own time, and the median of each machine today."""
-    rows = rows[rows["clock"].isin(["host", "time.clock", "time.time"])]
-    rows = rows.assign(line=rows["method"] + ", " + rows["dtype"], ms=rows["milliseconds"])
-    lines, places = list(rows["line"].unique()), list(rows["where"].unique())
-    then = [place for place in places if place.startswith("2020")]
-    now = [place for place in places if place not in then]
-    colours = dict(zip(now, [BLUE, ORANGE, GREEN, PURPLE, RED] * len(now), strict=False))
+    """One line per form that the seed timed: its own time, and the median of each machine today.
+
+    A time whose clock did not wait for the device is a hollow mark.
+    """
+    rows = _then_and_now_rows(rows)
+    lines = list(rows["line"].unique())
+    then, now = _places(rows)
+    colours = dict.fromkeys(then, INK)
+    colours |= {place: COLOURS[index % len(COLOURS)] for index, place in enumerate(now)}
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 1.1 + 0.34 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    sns.scatterplot(
-        rows.astype({"line": str, "where": str, "ms": float}),
-        x="ms",
-        y="line",
-        hue="where",
-        style="where",
-        hue_order=then + now,
-        style_order=then + now,
-        palette=dict.fromkeys(then, INK) | colours,
-        s=26,
-        ax=axes,
-    )
+    for index, place in enumerate(then + now):
+        shift = 0.14 * (index - len(then) - (len(now) - 1) / 2) if place in now else 0
+        for hollow in (False, True):
+            own = rows[(rows["where"] == place) & (rows["hollow"] == hollow)]
+            if own.empty:
+                continue
+            y = [lines.index(line) + shift for line in own["line"]]
+            quartiles = own["q25_milliseconds"].notna()
+            axes.hlines(
+                [at for at, has in zip(y, quartiles, strict=True) if has],
+                own.loc[quartiles, "q25_milliseconds"].astype(float),
+                own.loc[quartiles, "q75_milliseconds"].astype(float),
+                color=colours[place],
+                linewidth=1.6,
+            )
+            axes.plot(
+                own["milliseconds"].astype(float),
+                y,
+                MARKS[index % len(MARKS)],
+                color=colours[place],
+                markerfacecolor="white" if hollow else colours[place],
+                markersize=4.4,
+                label=f"{place}, clock did not wait" if hollow else place,
+            )
     axes.set(xscale="log", xlabel="time per call [ms]", ylabel="")
     axes.set_yticks([])
     axes.set_ylim(len(lines) - 0.6, -0.75)
     axes.grid(axis="x", which="major")
     axes.spines["left"].set_visible(False)
-    plain_log_ticks(axes.xaxis, rows["ms"].astype(float))
+    plain_log_ticks(axes.xaxis, rows["milliseconds"].astype(float))
+    elsewhere = _on_another_device(rows)
     for place, line in enumerate(lines):
         label = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
-        axes.text(0.0, place - 0.33, line, fontsize=7, **label)
+        note = f" (2020 on {elsewhere[line]})" if line in elsewhere else ""
+        axes.text(0.0, place - 0.33, f"{line}{note}", fontsize=7, **label)
     figure.head(title)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=6.5, frameon=False)
     return figure
 
 
+def _then_and_now_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the chart shows, with its columns: those of rows of before may lack some."""
+    rows = rows[rows["clock"].isin(["host", *_OF_THE_SEED])]
+    absent = {"synchronised", "q25_milliseconds", "q75_milliseconds"} - set(rows.columns)
+    rows = rows.assign(**dict.fromkeys(sorted(absent), pd.NA))
+    return rows.assign(
+        line=rows["method"] + ", " + rows["dtype"],
+        hollow=rows["synchronised"].astype("string").eq("no").fillna(False).astype(bool),
+    )
+
+
+def _places(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Where the times are of: of 2020, and of today."""
+    old = rows["clock"].isin(_OF_THE_SEED)
+    return list(rows.loc[old, "where"].unique()), list(rows.loc[~old, "where"].unique())
+
+
+def _on_another_device(rows: pd.DataFrame) -> dict[str, str]:
+    """The lines whose time of 2020 is of a device that no time of today is of, with that device."""
+    found = {}
+    for line, own in rows.groupby("line", sort=False):
+        old = own["clock"].isin(_OF_THE_SEED)
+        then, now = own.loc[old, "device"], set(own.loc[~old, "device"])
+        if now and len(then) and not now & set(then):
+            found[str(line)] = listed(list(then.unique()))
+    return found
+
+
 def caption_then_and_now(rows: pd.DataFrame) -> str:
-    """What the marks of `then_and_now` are."""
-    now = rows[rows["clock"] == "host"]["where"].unique()
+    """What the marks of `then_and_now` are, and what stands between them beside the years."""
+    rows = _then_and_now_rows(rows)
+    now = rows[rows["clock"] == "host"]
+    known = {"processor", "torch"} <= set(rows.columns)
+    where = []
+    for place, own in now.groupby("where", sort=False):
+        first = own.iloc[0]
+        facts = f" ({first['processor']}, PyTorch {first['torch']})" if known else ""
+        where.append(f"{place}{facts}")
+    quartiles = ", with the quartiles as lines" if now["q25_milliseconds"].notna().any() else ""
+    hollow = (
+        " Hollow marks are of a clock that did not wait for the device."
+        if rows["hollow"].any()
+        else " Some of the clocks of 2020 did not wait for the device."
+        if rows["synchronised"].isna().all()
+        else ""
+    )
     return (
         "Time per call of the forms that the 2020 notebook timed: what it printed (2020; other "
-        "hardware, which it does not name, and for some forms a clock that did not wait for the "
-        f"device), and the median on {'; '.join(now)} today, warm and synchronised."
+        "hardware, which it does not name), and the medians of today, warm and synchronised, on "
+        f"{'; '.join(where) or 'no machine yet'}{quartiles}.{hollow}{_words_of_devices(rows)}"
+    )
+
+
+def _words_of_devices(rows: pd.DataFrame) -> str:
+    """The sentence of the caption on lines that compare devices too, or nothing."""
+    elsewhere = _on_another_device(rows)
+    if not elsewhere:
+        return ""
+    _, now = _places(rows)
+    devices = listed(list(dict.fromkeys(elsewhere.values())))
+    return (
+        f" On {len(elsewhere)} of the {rows['line'].nunique()} lines the devices differ, {devices} "
+        f"in 2020 beside {'; '.join(now)}: there the distance is that of two devices first."
+    )
+
+
+def words_of_then_and_now(rows: pd.DataFrame) -> str:
+    """What `then_and_now` shows, in words: the times of each line."""
+    rows = _then_and_now_rows(rows)
+    said = []
+    for line, own in rows.groupby("line", sort=False):
+        times = [
+            f"{one['where']} {format_figures(one['milliseconds'])} ms"
+            f"{', its clock not waiting' if one['hollow'] else ''}"
+            for one in own.to_dict("records")
+        ]
+        said.append(f"{line}: {', '.join(times)}")
+    return f"Chart, one line per form of the 2020 notebook, time per call. {'; '.join(said)}."
+
+
+def finding_then_and_now(rows: pd.DataFrame) -> str:
+    """What may be said of times that are of other hardware: where one device timed both."""
+    rows = _then_and_now_rows(rows)
+    old = rows["clock"].isin(_OF_THE_SEED)
+    pairs = rows[old].merge(rows[~old], on=["line", "device"], suffixes=("", "_now"))
+    if pairs.empty:
+        return "No form was timed on one device both in 2020 and today, so no two times compare."
+    pairs["ratio"] = pairs["milliseconds"].astype(float) / pairs["milliseconds_now"].astype(float)
+    said = []
+    for (device, hollow), own in pairs.groupby(["device", "hollow"], sort=False):
+        waiting = ", of a clock that did not wait for the device," if hollow else ""
+        said.append(
+            f"of {counted(own['line'].nunique(), 'form')} on {device} the "
+            f"time of 2020{waiting} is {words_of_span(own['ratio'])} times the median of "
+            f"{listed(list(own['where_now'].unique()))}"
+        )
+    elsewhere = len(_on_another_device(rows))
+    rest = f" For the other {elsewhere} the devices differ." if elsewhere else ""
+    return (
+        f"{sentence('; '.join(said))}. The hardware and the way of timing "
+        f"differ as well, so this is no measure of PyTorch alone.{rest}"
     )

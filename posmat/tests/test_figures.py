@@ -1,10 +1,18 @@
 import hashlib
+import math
 import re
+from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
+from posmat.charts.scaling import _label_slopes
+from posmat.charts.style import COLOURS, Chart, as_text, contrast
 from posmat.figures import FIGURES, draw_figure, figure_number, find_figure, save_figure
+from posmat.records import project_root
+from posmat.report.drawing import OWN, Library, find_drawings, find_results
 from posmat.summary import AGAIN, FLOOR
 
 
@@ -95,20 +103,258 @@ def test_a_baseline_without_a_time_leaves_the_others_theirs(rows):
 def test_charts_of_ratios_show_what_was_measured_and_the_noise(rows):
     rows = rows.assign(part="formulations", machine="m")
     axes = draw_figure("gemm-speedup", rows).axes[0]
-    texts = [text.get_text() for text in axes.texts]
-    assert texts == ["by hand", "0.0235×"] and axes.patches  # 4 ms over 170 ms; the noise's band
+    texts = [text.get_text() for text in axes.texts]  # 4 ms over 170 ms; the control's line
+    assert texts[::2] == ["by hand", "layer" + AGAIN]
+    assert texts[1].startswith("0.0235× (") and texts[3] == "1.000× (1.000 to 1.000)"
     other = rows.assign(machine="other", seconds=rows["seconds"] * 2)
-    axes = draw_figure("machines-side-by-side", pd.concat([rows, other])).axes[0]
+    both = pd.concat([rows, other], ignore_index=True)
+    axes = draw_figure("machines-side-by-side", both).axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["m, cpu", "other, cpu"]
     marks = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
-    assert marks == pytest.approx([42.5, 42.5])  # the ratio, not the time, which doubled
+    # The ratio, not the time, which doubled; and each machine's noise.
+    assert marks == pytest.approx([42.5, 1, 42.5, 1])
+    assert "noise floor: m, cpu 1.000× (1.000 to 1.000); other" in draw_caption(both)
+    said = find_figure("machines-side-by-side")
+    assert "by hand: m, cpu 42.5×; other, cpu 42.5×." in said.in_words(both)
+    assert "by hand 42.5 times (slower everywhere)" in said.finding(both)
+
+
+def draw_caption(rows: pd.DataFrame, figure_id: str = "machines-side-by-side") -> str:
+    return draw_figure(figure_id, rows).caption
+
+
+def test_a_method_whose_numbers_are_wrong_is_marked_so(rows):
+    whole = rows.assign(part="formulations", error_bound=pd.NA)
+    inexact, far, nan = whole.copy(), whole.copy(), whole.copy()
+    by_hand = rows["method"] == "by hand"
+    inexact.loc[by_hand, "exact"] = False
+    far.loc[by_hand, ["exact", "max_error", "error_bound"]] = [pd.NA, 550.0, 6.75]
+    nan.loc[by_hand, ["exact", "max_error", "error_bound"]] = [pd.NA, pd.NA, 6.75]
+    for wrong in (inexact, far, nan):
+        for figure_id in ("linear-vs-manual", "gemm-speedup"):
+            figure = draw_figure(figure_id, wrong)
+            assert "by hand (wrong)" in [text.get_text() for text in figure.axes[0].texts]
+            assert hollow(figure.axes[0]) == 1
+            assert "wrong" in figure.caption and "by hand (wrong)" in figure.alt
+        said = find_figure("linear-vs-manual").finding(wrong)
+        assert said.endswith("The numbers of by hand are wrong.")
+    right = whole.copy()
+    right.loc[by_hand, ["exact", "max_error", "error_bound"]] = [pd.NA, 1e-4, 6.75]
+    figure = draw_figure("linear-vs-manual", right)
+    assert not hollow(figure.axes[0]) and "wrong" not in figure.caption + figure.alt
+
+
+def hollow(axes) -> int:
+    return sum(line.get_markerfacecolor() == "white" for line in axes.lines)
+
+
+def test_words_say_what_is_shown_and_counted(rows):
+    figure = draw_figure("positive-matrix-product", rows)
+    assert FLOOR not in figure.alt  # the chart leaves it out
+    assert "(9 rounds in one fresh kernel)" in figure.caption and "× is" in figure.caption
+    untimed = rows["method"].isin(["layer", "layer" + AGAIN])
+    rows.loc[untimed, ["state", "seconds", "round"]] = ["not supported", pd.NA, pd.NA]
+    caption = draw_figure("positive-matrix-product", rows).caption
+    assert "(9 rounds in" in caption and "×" not in caption and "layer has no time" in caption
+    for figure_id in ("gemm-speedup", "machines-side-by-side"):
+        figure = draw_figure(figure_id, rows.assign(part="formulations", machine="m"))
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert len(texts) == 1 and "layer has no time" in texts[0]
+        assert "layer" in find_figure(figure_id).finding(
+            rows.assign(part="formulations", machine="m")
+        )
+    rows.loc[:, ["state", "seconds", "round"]] = ["not supported", pd.NA, pd.NA]
+    assert "nothing was timed" in draw_figure("positive-matrix-product", rows).caption
+
+
+def test_a_method_that_was_timed_in_some_runs_says_so(rows):
+    gone = rows[rows["method"] == "by hand"].head(1).assign(run=0, state="not supported")
+    gone[["seconds", "round"]] = pd.NA
+    runs = [rows[rows["method"] != "by hand"], gone, rows.assign(run=1), rows.assign(run=2)]
+    several = pd.concat(runs, ignore_index=True).assign(part="formulations")
+    texts = [t.get_text() for t in draw_figure("linear-vs-manual", several).axes[0].texts]
+    assert "177 ms   42.5×, in 2 of 3 runs" in texts
+    assert "9 rounds in each of 3 fresh kernels" in draw_caption(several, "linear-vs-manual")
+    assert "by hand 0.0235×" in find_figure("gemm-speedup").finding(several)
+
+
+def sizes(rows: pd.DataFrame, stem: str = "", **sizes: int) -> pd.DataFrame:
+    """A run of other sizes, whose times are as many times as long."""
+    times = math.prod(size / rows[name].iloc[0] for name, size in sizes.items())
+    found = rows.assign(**sizes, seconds=rows["seconds"] * times)
+    return found.assign(stem=stem) if stem else found
+
+
+SWEEP = "positive-matrix-product-sweep"
 
 
 def test_a_sweep_has_a_line_per_method_over_what_varies(rows):
-    swept = pd.concat(
-        [rows.assign(batch_size=size, seconds=rows["seconds"] * size) for size in (8, 16, 32)]
-    )
-    axes = draw_figure("positive-matrix-product-sweep", swept).axes[0]
+    swept = pd.concat([sizes(rows, batch_size=size) for size in (8, 16, 32)])
+    axes = draw_figure(SWEEP, swept).axes[0]
     assert axes.get_xlabel() == "batch_size" and len(axes.lines) == 2
     assert list(axes.lines[0].get_xdata()) == [8, 16, 32]
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([4.16, 8.32, 16.64])
+    whiskers = axes.collections[0].get_segments()[0]
+    assert [y for _, y in whiskers] == pytest.approx([4.08, 4.24])
+    marks = [line.get_marker() for line in axes.lines]
+    assert len(set(marks)) == 2  # told apart in greys
+    assert "batch_size 8 to 32, 4.00 times as much" in find_figure(SWEEP).finding(swept)
+    said = find_figure(SWEEP).in_words(swept)
+    assert "layer against batch_size: 4.16 ms at 8, 8.32 ms at 16, 16.6 ms at 32" in said
+
+
+def test_a_sweep_pools_no_runs_that_differ_in_something_else(rows):
+    runs = [
+        sizes(rows, "05_p-batch_size=4", batch_size=4),
+        sizes(rows, "05_p-batch_size=4-in_features=9", batch_size=4, in_features=9),
+        sizes(rows, "05_p-in_features=6", in_features=6),
+        sizes(rows, "05_p-rounds=3").assign(seconds=1.0),
+        sizes(rows, "05_p"),
+    ]
+    named = pd.concat(runs, ignore_index=True)
+    for several in (named, named.drop(columns="stem")):
+        figure = draw_figure(SWEEP, several)
+        assert [axes.get_xlabel() for axes in figure.axes] == ["batch_size", "in_features"]
+        lines = [axes.lines[0] for axes in figure.axes]
+        assert [list(line.get_xdata()) for line in lines] == [[4, 8], [2, 6]]
+        assert list(lines[0].get_ydata()) == pytest.approx([2.08, 4.16])
+        assert list(lines[1].get_ydata()) == pytest.approx([4.16, 12.48])
+    for none in (pd.concat(runs[3:]), pd.concat(runs[1:2] + runs[4:])):
+        figure = draw_figure(SWEEP, none.reset_index(drop=True))
+        (text,) = (text.get_text() for text in figure.axes[0].texts)
+        assert text.startswith("No two runs") and figure.caption.startswith("No two runs")
+
+
+def test_names_at_the_ends_of_lines_do_not_collide(rows):
+    near = [
+        rows[rows["method"] == "by hand"].assign(method=f"form {i}", seconds=0.17 + i / 1000)
+        for i in range(4)
+    ]
+    both = pd.concat([rows, *near], ignore_index=True)
+    swept = pd.concat([sizes(both, batch_size=size) for size in (8, 16)], ignore_index=True)
+    figure = draw_figure(SWEEP, swept)
+    figure.draw_without_rendering()
+    # Of the text alone: that of an annotation reaches to the point it tells of.
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
+    assert len(boxes) == 6
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+@pytest.fixture
+def times() -> pd.DataFrame:
+    then = {"clock": "time.time", "where": "2020, cuda", "device": "cuda", "machine": "2020"}
+    now = {"clock": "host", "where": "m, cpu", "device": "cpu", "machine": "m"}
+    seed = {"clock": "seed (wall)", "where": "m, cpu", "device": "cpu", "machine": "m"}
+    lines = [
+        then | {"method": "a", "milliseconds": 3.0},
+        now | {"method": "a", "milliseconds": 2.0},
+        seed | {"method": "a", "milliseconds": 9.0},
+        then | {"method": "b", "milliseconds": 3.0, "where": "2020, cpu", "device": "cpu"},
+        now | {"method": "b", "milliseconds": 0.5},
+    ]
+    return pd.DataFrame([{"section": 1, "dtype": "int8"} | line for line in lines]).convert_dtypes()
+
+
+def test_then_and_now_says_what_stands_between_the_marks_beside_the_years(times):
+    figure = draw_figure("then-and-now", times)
+    assert "Some of the clocks of 2020 did not wait" in figure.caption
+    assert "On 1 of the 2 lines the devices differ, cuda in 2020 beside m, cpu" in figure.caption
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["a, int8 (2020 on cuda)", "b, int8"]
+    said = find_figure("then-and-now").finding(times)
+    assert "Of 1 form on cpu the time of 2020 is 6.00 times the median of m, cpu" in said
+    assert "For the other 1 the devices differ" in said
+    old = times["machine"] == "2020"
+    known = times.assign(
+        synchronised=["no", "", "yes", "not needed", ""],
+        q25_milliseconds=(times["milliseconds"] * 0.9).mask(old),
+        q75_milliseconds=(times["milliseconds"] * 1.2).mask(old),
+        processor=["", "A Processor", "A Processor", "", "A Processor"],
+        torch=["", "2.13.0", "2.13.0", "", "2.13.0"],
+    )
+    figure = draw_figure("then-and-now", known)
+    axes = figure.axes[0]
+    assert hollow(axes) == 1 and "Hollow marks are of a clock that did not" in figure.caption
+    assert "m, cpu (A Processor, PyTorch 2.13.0), with the quartiles as lines" in figure.caption
+    ends = [x for part in axes.collections for one in part.get_segments() for x, _ in one]
+    assert ends == pytest.approx([1.8, 2.4, 0.45, 0.6])
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["2020, cuda, clock did not wait", "2020, cpu", "m, cpu"]
+    assert "2020, cuda 3.00 ms, its clock not waiting, m, cpu 2.00 ms" in figure.alt
+
+
+def errors_of(**tables: np.ndarray) -> pd.DataFrame:
+    return pd.concat(
+        pd.DataFrame(table).rename(columns=str).assign(multiplier=name, weight=range(len(table)))
+        for name, table in tables.items()
+    )
+
+
+def test_a_map_of_errors_goes_from_light_to_dark(rows):
+    below, mixed = -np.eye(8), np.eye(8) - np.eye(8)[::-1]
+    for tables, ends in (
+        ({"m": below, "n": np.zeros((8, 8))}, ["exact", "the worst, too small"]),
+        ({"m": below, "n": -below}, ["exact", "the worst"]),
+        ({"m": below, "n": mixed}, ["too small", "exact", "too large"]),
+    ):
+        figure = draw_figure("error-tables", errors_of(**tables))
+        image = figure.axes[0].images[0]
+        shades = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in image.cmap(range(256))]
+        steps = np.diff(shades)
+        assert (steps <= 1e-3).all() or (steps >= -1e-3).all()
+        labels = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+        assert labels == ends
+    assert "err below the true product only" in find_figure("error-tables").finding(
+        errors_of(m=below)
+    )
+
+
+def test_contrast_is_that_of_wcag():
+    assert contrast("white") == pytest.approx(1) and contrast("black") == pytest.approx(21)
+    assert contrast("#767676") == pytest.approx(4.54, abs=0.01)
+    assert all(contrast(as_text(colour)) >= 4.5 for colour in COLOURS)
+    assert as_text("#222222") == "#222222"
+
+
+def published() -> list:
+    root = project_root()
+    drawings = find_drawings(find_results(root))[0] if root and (root / "data").is_dir() else []
+    return [one for one in drawings if one.machine not in OWN]
+
+
+@pytest.mark.parametrize("drawing", published() or [None], ids=lambda one: getattr(one, "name", ""))
+def test_a_published_figure_can_be_read_and_says_what_it_shows(drawing):
+    if drawing is None:
+        pytest.skip("nothing is published here")
+    frames = Library(drawing.root).read_all(drawing)
+    figure = draw_figure(drawing.spec.id, *frames)
+    assert figure.alt != figure.caption and re.search(r"\d", figure.alt)
+    assert figure.alt.endswith(".") and figure.caption.endswith(".")
+    finding = drawing.spec.finding(*frames)
+    assert finding.endswith(".") and finding not in (figure.alt, figure.caption)
+    assert not {"nan", "None", "<NA>"} & set(re.findall(r"[\w<>]+", figure.alt + finding))
+    for text in figure.findobj(Text):
+        if text.get_text() and text.get_visible():
+            assert contrast(text.get_color()) >= 4.5, text.get_text()
+            assert text.get_fontsize() >= 6.5, text.get_text()
+
+
+def test_every_figure_has_words_and_a_finding():
+    assert all(spec.alt and spec.finding and spec.alt != spec.caption for spec in FIGURES)
+
+
+def test_what_is_written_on_a_slope_is_struck_through_by_no_point():
+    slopes, points = [(2e9, 14e9)], pd.DataFrame({"intensity": [0.5, 1, 2], "gflops": [7, 14, 25]})
+    figure = Chart(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xscale="log", yscale="log", xlim=(0.3, 500), ylim=(1, 3000))
+    _label_slopes(axes, slopes, points)
+    (text,) = axes.texts
+    angle = np.radians(text.get_rotation())
+    start = axes.transData.transform(text.get_position())
+    away = axes.transData.transform(points.to_numpy()) - start
+    u, v = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ away.T
+    text.set_rotation(0)
+    box = text.get_window_extent()
+    assert not ((u > 0) & (u < box.width) & (v > 0) & (v < box.height)).any()
