@@ -186,7 +186,7 @@ def _check_summary(
 
     A machine's summary is made when the machine is published, and only its own host can make it
     again. So its own lines must be what its rows give today; that other machines came or measured
-    again since then is no fault of it, and is told.
+    again since then is no fault of it, and is told. So is a key of other rows that changed no line.
     """
     import pandas as pd
 
@@ -220,7 +220,8 @@ def _check_summary(
     if problems or (facts.get("key") or {}).get("rows") == _key_of_rows(result):
         return problems, []
     return [], [
-        f"{name} was made before other rows of other machines came; to read these too, {again}"
+        f"{name} was made when data/ held other rows; what it says of {result.machine} still "
+        f"holds, and to read all that are there now, {again}"
     ]
 
 

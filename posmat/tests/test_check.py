@@ -269,8 +269,8 @@ def test_a_summary_of_other_rows_is_found(project):
     problems, _, notes = check_project(project)
     assert not problems
     assert notes == [
-        "data/alpha/all/10_summary.csv was made before other rows of other machines came; to read "
-        "these too, run 'posmat report 10 --machine alpha'."
+        "data/alpha/all/10_summary.csv was made when data/ held other rows; what it says of alpha "
+        "still holds, and to read all that are there now, run 'posmat report 10 --machine alpha'."
     ]
     # Its own rows are measured again.
     keep(project, name, at_the_seeds_size(slower=2.0))
