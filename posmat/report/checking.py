@@ -5,10 +5,20 @@ What can carry a sha256 is held against the one it carries; what is derived is d
 
 import io
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from posmat.records import RecordError, describe_sources, rows_hash
+from posmat.records import (
+    LOCAL,
+    QUICK,
+    RecordError,
+    describe_sources,
+    is_read_by,
+    rows_hash,
+)
 from posmat.report.drawing import (
     ALL,
     KINDS,
@@ -20,37 +30,52 @@ from posmat.report.drawing import (
     derive_table,
     find_drawings,
     find_results,
+    first_line,
+    name_in,
+    owner_of,
     page_digest,
     read_provenance,
     words_of_all,
 )
-from posmat.report.gallery import pages_of, with_findings
+from posmat.report.gallery import links_of, pages_of, render_pages, with_findings
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUMMARY = "10_summary"  # the notebook whose rows are made of all rows
+_REPORTS = ("html", "ipynb", "table.csv")  # what a run leaves in reports/
 # Modules whose change cannot change what was measured.
 _NOT_MEASURING = {"__init__", "figures", "records", "summary", "host"}
 
 
-def check_project(root: Path, published: bool = False) -> tuple[list[str], list[str]]:
-    """What does not hold, one line each; and which rows were made by older sources.
+def check_project(root: Path, published: bool = False) -> tuple[list[str], list[str], list[str]]:
+    """What does not hold, which rows older sources made, and what else is to be known.
 
-    With `published` a user's own runs are left out.
+    Each is a list of lines. With `published` a user's own runs are left out.
     """
     results = [one for one in find_results(root) if not published or one.machine not in OWN]
     if not results:
-        return ["there are no rows in data/: run 'posmat report' first."], []
+        return ["there are no rows in data/: run 'posmat report' first."], [], []
     library = Library(root)
     problems: list[str] = []
+    notes: list[str] = []
     for result in results:
         problems += _check_result(result, library)
+        if result.notebook == SUMMARY:
+            bad, known = _check_summary(result, results, library)
+            problems += bad
+            notes += known
     drawings, missing = find_drawings(results)
     problems += missing
     good, bad = words_of_all(drawings, library)
     problems += bad
     for drawing in good:
         problems += _check_pictures(drawing)
-    problems += _check_orphans(root, drawings, published)
-    problems += _check_pages(root, good)
-    return list(dict.fromkeys(problems)), _older_sources(results, root)
+    problems += _check_orphans(root, drawings, results, published)
+    if not bad:  # a page shows everything: it is judged when what it shows can be read
+        problems += _check_pages(root, good, results, library, problems)
+    notes += _unknown_commits(results, root)
+    return list(dict.fromkeys(problems)), _older_sources(results, root), notes
 
 
 def _check_result(result: Result, library: Library) -> list[str]:
@@ -78,20 +103,18 @@ def _check_result(result: Result, library: Library) -> list[str]:
                     f"not of {folder!r}."
                 )
     problems += _check_host(result, facts, name)
-    for what, digest in facts.get("frames_sha256", {}).items():
-        frame = result.folder / f"{result.stem}.{what}.csv"
-        if not frame.exists() or rows_hash(frame) != digest:
-            problems.append(
-                f"{library.say(frame)} is not the file that its provenance describes: "
-                "measure again, or restore the file."
-            )
+    for what in facts.get("frames_sha256", {}):
+        try:
+            library.read(result.folder / f"{result.stem}.{what}.csv")
+        except RecordError as error:
+            problems.append(str(error))
     return problems + _check_table(result, library)
 
 
 def _check_host(result: Result, facts: dict, name: str) -> list[str]:
     """Whether the run was made on the host that the machine's folder belongs to."""
     mark = result.folder.parent / "host.json"
-    said = mark.relative_to(result.root).as_posix()
+    said = name_in(mark, result.root)
     try:
         owner = json.loads(mark.read_text(encoding="utf-8"))["host_identity"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -112,14 +135,25 @@ def _check_table(result: Result, library: Library) -> list[str]:
     if derived is None:
         return []
     try:
-        kept, again = pd.read_csv(result.table), pd.read_csv(io.StringIO(derived))
-        # Other versions of numpy may round the last bit of a quantile in another way.
-        pd.testing.assert_frame_equal(kept, again, check_dtype=False, rtol=1e-9)
+        kept = pd.read_csv(result.table)
     except (OSError, ValueError):
         return [f"{name} is missing or no table: run 'posmat draw'."]
-    except AssertionError:
+    if not _same(kept, pd.read_csv(io.StringIO(derived))):
         return [f"{name} is not what the rows beside it give: run 'posmat draw'."]
     return []
+
+
+def _same(kept: "pd.DataFrame", derived: "pd.DataFrame") -> bool:
+    """Whether two tables say the same, however their files or dtypes write it."""
+    import pandas as pd
+
+    one, other = (pd.read_csv(io.StringIO(table.to_csv(index=False))) for table in (kept, derived))
+    try:
+        # Other versions of numpy may round the last bit of a quantile in another way.
+        pd.testing.assert_frame_equal(one, other, check_dtype=False, rtol=1e-9)
+    except AssertionError:
+        return False
+    return True
 
 
 def _check_pictures(drawing: Drawing) -> list[str]:
@@ -145,29 +179,132 @@ def _check_pictures(drawing: Drawing) -> list[str]:
     return problems
 
 
-def _check_orphans(root: Path, drawings: list[Drawing], published: bool) -> list[str]:
-    """Pictures that belong to nothing in data/."""
-    expected = {drawing.picture(kind).name for drawing in drawings for kind in KINDS}
-    own = tuple(f"-{machine}-" for machine in OWN) if published else ()
-    return [
-        f"{path.relative_to(root).as_posix()} belongs to no rows in data/: remove it."
-        for path in sorted((root / "reports" / "figures").glob("*.*"))
-        if path.name not in expected
-        and not path.name.startswith(".")
-        and not any(name in path.name for name in own)
+def _check_summary(
+    result: Result, results: list[Result], library: Library
+) -> tuple[list[str], list[str]]:
+    """Whether notebook 10 read the rows that are there now: what does not hold, and what to know.
+
+    A machine's summary is made when the machine is published, and only its own host can make it
+    again. So its own lines must be what its rows give today; that other machines came or measured
+    again since then is no fault of it, and is told. So is a key of other rows that changed no line.
+    """
+    import pandas as pd
+
+    from posmat.history import THEN, rankings, read_seed, then_and_now
+
+    name = library.say(result.rows)
+    try:
+        facts = read_provenance(result.provenance, result.root)
+        kept = library.read(result.rows)
+        read = [one for one in results if one.device != ALL]
+        read = [one.rows for one in read if is_read_by(result.machine, one.machine)]
+        rows = pd.concat([library.read(path) for path in read], ignore_index=True)
+        if asked := facts.get("parameters", {}).get("machines"):
+            rows = rows[rows["machine"].isin(str(asked).split(","))]
+        seed = read_seed(result.root / "data" / "seed.csv")
+        derived = then_and_now(rows, seed), rankings(rows, seed).reset_index()
+        ranked = pd.read_csv(result.table)
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        return [f"{library.say(result.table)} is missing or no table: restore it."], []
+    except RecordError:  # told where the file itself is checked
+        return [], []
+    except (KeyError, ValueError) as error:
+        return [f"{name} cannot be made again: {first_line(error)}"], []
+    own = [result.machine, THEN]
+    again = f"run 'posmat report 10{_of(result.machine)}'."
+    problems = [
+        f"{library.say(path)} was made from other rows of {result.machine} than there are: {again}"
+        for path, old, new in zip((result.rows, result.table), (kept, ranked), derived, strict=True)
+        if not _same(*(one[one["machine"].isin(own)] for one in (old, new)))
+    ]
+    if problems or (facts.get("key") or {}).get("rows") == _key_of_rows(result):
+        return problems, []
+    return [], [
+        f"{name} was made when data/ held other rows; what it says of {result.machine} still "
+        f"holds, and to read all that are there now, {again}"
     ]
 
 
-def _check_pages(root: Path, good: dict[Drawing, Words]) -> list[str]:
-    """Whether the pages carry the sha256 of what they should show, and the README its findings."""
+def _of(machine: str) -> str:
+    """What the command line of a machine's runs says of it."""
+    return {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
+
+
+def _key_of_rows(result: Result) -> str:
+    """What the provenance of a run that reads all rows of today would carry as their key."""
+    from posmat.report.freshness import _all_rows, _hash
+
+    files = _all_rows(result.root, result.machine)
+    return _hash([name, rows_hash(path)] for name, path in files)
+
+
+def _check_orphans(
+    root: Path, drawings: list[Drawing], results: list[Result], published: bool
+) -> list[str]:
+    """Pictures, rows and reports that belong to nothing in data/."""
+    expected = {drawing.picture(kind) for drawing in drawings for kind in KINDS}
+    for result in results:
+        expected |= {result.rows, result.provenance, *map(result.report, _REPORTS)}
+        expected |= {result.folder / f"{result.stem}.{what}.csv" for what in _frames(result)}
+    own = tuple(f"-{machine}-" for machine in OWN) if published else ()
+    pictures = [
+        path
+        for path in sorted((root / "reports" / "figures").glob("*.*"))
+        if not any(name in path.name for name in own)
+    ]
+    files = [
+        path
+        for kind in ("data", "reports")
+        for path in sorted((root / kind).glob("*/*/*"))
+        if path.is_file() and not (published and path.parents[1].name in OWN)
+    ]
+    return [
+        f"{name_in(path, root)} belongs to no rows in data/: remove it."
+        for path in pictures + files
+        if path not in expected
+        and not path.name.startswith(".")
+        and not path.name.endswith(".failed.ipynb")  # of a run that has left no rows, perhaps
+    ]
+
+
+def _frames(result: Result) -> list[str]:
+    """What a run's frames are called: by its provenance or, where that cannot be read, as found."""
+    try:
+        return list(read_provenance(result.provenance, result.root).get("frames_sha256", {}))
+    except RecordError:
+        owned = ((owner_of(path), path) for path in result.folder.glob("*.csv"))
+        return [what for (owner, what), _ in owned if what and owner == result.provenance]
+
+
+def _check_pages(
+    root: Path,
+    good: dict[Drawing, Words],
+    results: list[Result],
+    library: Library,
+    told: list[str],
+) -> list[str]:
+    """Whether the pages and the README say what rows say, and link to what is there.
+
+    What was told of a missing file is not told again.
+    """
     problems = []
-    for folder, shown in pages_of(root, good).items():
-        for path in (folder / "index.html", folder / "README.md"):
-            name = path.relative_to(root).as_posix()
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            if f"sha256 {page_digest(shown)}" not in text[:2000]:
-                how = "shows other rows than those in data/" if text else "is missing"
-                problems.append(f"{name} {how}: run 'posmat draw'.")
+    shown = pages_of(root, good)
+    for path, again in render_pages(root, good, results, library).items():
+        name = name_in(path, root)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        gone = [one for one in links_of(text, path) if not one.exists()]
+        if not text:
+            problems.append(f"{name} is missing: run 'posmat draw'.")
+        elif f"sha256 {page_digest(shown[path.parent])}" not in text[:2000]:
+            problems.append(f"{name} shows other rows than those in data/: run 'posmat draw'.")
+        elif text != again and not gone:
+            problems.append(f"{name} does not say what its rows give: run 'posmat draw'.")
+        for target in (name_in(Path(os.path.normpath(one)), root) for one in gone):
+            if not any(target in line for line in told):
+                problems.append(
+                    f"{name} links to {target}, which is not there: restore it, or run "
+                    "'posmat draw'."
+                )
     readme = root / "README.md"
     if readme.exists():
         text = readme.read_text(encoding="utf-8")
@@ -176,6 +313,43 @@ def _check_pages(root: Path, good: dict[Drawing, Words]) -> list[str]:
         if again != text:
             problems.append("README.md has a finding that its rows do not give: run 'posmat draw'.")
     return problems
+
+
+def _unknown_commits(results: list[Result], root: Path) -> list[str]:
+    """One line for each commit that made rows and that the repository here does not have.
+
+    Nothing where there is no repository, or a shallow one, which does not have most.
+    """
+    places: dict[str, dict[str, None]] = {}
+    for result in results:
+        try:
+            sources = read_provenance(result.provenance, root).get("sources", {})
+        except RecordError:
+            continue
+        commit = str(sources.get("commit"))
+        if re.fullmatch("[0-9a-f]{7,64}", commit):
+            places.setdefault(commit, {})[name_in(result.folder, root)] = None
+    if (
+        not (root / ".git").exists()
+        or _git(root, "rev-parse", "--is-shallow-repository") != "false"
+    ):
+        return []
+    return [
+        f"{', '.join(where)}: made at the commit {commit[:10]}, which this repository does not have"
+        for commit, where in places.items()
+        if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None
+    ]
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What git says, or None where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _older_sources(results: list[Result], root: Path) -> list[str]:

@@ -66,6 +66,7 @@ def cite_figure(
     machine = "several machines" if drawing.of_several_machines else f"{drawing.machine}"
     where = f"{machine}, {drawing.device}" if not drawing.of_several_machines else machine
     of = latex(", ".join(_plain(name) for name in processors))
+    measured_on = latex(where) + (f" ({of})" if of else "")
     sources = ", ".join(path.relative_to(root).as_posix() for path in drawing.sources[:3])
     more = len(drawing.sources) - 3
     rows = latex(sources) + (f" and {more} more files" if more > 0 else "")
@@ -74,7 +75,7 @@ def cite_figure(
         "author": _authors(software["authors"]),
         "year": years[-1] if years else "",
         "howpublished": f"Figure {latex(drawing.name)} of posmat {latex(str(software['version']))}",
-        "note": f"Measured on {latex(where)} ({of}); {rows}, rows sha256 {drawing.digest()}",
+        "note": f"Measured on {measured_on}; {rows}, rows sha256 {drawing.digest()}",
         "url": software.get("repository-code", software.get("url", "")),
     }
     return _entry("misc", f"posmat:{drawing.name}".replace("=", "-"), fields)
@@ -86,9 +87,10 @@ def tell_figure(drawing: Drawing, number: int, words: Words, entry: str) -> str:
     picture = drawing.picture("pdf").relative_to(root).as_posix()
     rows = "\n".join(f"rows     {path.relative_to(root).as_posix()}" for path in drawing.sources)
     missing = "" if drawing.picture("pdf").exists() else " (not drawn yet: run 'posmat draw')"
+    finding = f"finding  {words.finding}\n" if words.finding else ""
     return (
         f"Figure {number}. {drawing.spec.title} ({drawing.name})\n"
-        f"finding  {words.finding or '-'}\n"
+        f"{finding}"
         f"caption  {words.caption}\n"
         f"path     {picture}{missing}\n"
         f"{rows}\n"

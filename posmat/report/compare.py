@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posmat.records import RecordError
-from posmat.report.drawing import Library, Result, find_results, groups_of, is_timed
+from posmat.report.drawing import (
+    Library,
+    Result,
+    find_results,
+    groups_of,
+    is_timed,
+    summarize_groups,
+)
 from posmat.report.parameters import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +40,8 @@ def compare_sides(root: Path, a: str, b: str) -> str:
     if isinstance(left, Path) or isinstance(right, Path):
         if not (isinstance(left, Path) and isinstance(right, Path)):
             raise UsageError("give two machines, or two files of rows, not one of each.")
+        for path in (left, right):
+            _require_blocks(library, path)
         said.append(_compare_files(library, left, right, (a, b), left.name))
     else:
         for one, other in _pairs(left, right):
@@ -62,20 +71,21 @@ def compare_rows(a: "pd.DataFrame", b: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from posmat.summary import AGAIN, baseline_of, summarize
+    from posmat.summary import AGAIN
 
     by = list(dict.fromkeys([*groups_of(a), *groups_of(b)]))
+    for name in by:
+        for side, rows in (("A", a), ("B", b)):
+            if name not in rows:
+                raise ValueError(f"{side} has no column {name!r}, which sets the other's apart.")
     for name in _PROBLEM:
         if name not in by and name in a and name in b:
             values = [set(side[name].dropna().unique()) for side in (a, b)]
             if not values[0] & values[1]:
                 one, other = (", ".join(map(str, sorted(v, key=str))) for v in values)
                 raise ValueError(f"they are of different problems: {name} is {one} and {other}.")
-    baseline = baseline_of(a)
-    if baseline != baseline_of(b):
-        raise ValueError(f"their baselines differ: {baseline} and {baseline_of(b)}.")
-    tables = [summarize(side, baseline, by) for side in (a, b)]
-    times = [_times(side, by) for side in (a, b)]
+    tables = [summarize_groups(side, by) for side in (a, b)]
+    ranges = [_ranges(side, by) for side in (a, b)]
     lines = []
     for key in dict.fromkeys([*tables[0].index, *tables[1].index]):
         group, method = (key[:-1], key[-1]) if by else ((), key)
@@ -86,13 +96,17 @@ def compare_rows(a: "pd.DataFrame", b: "pd.DataFrame") -> "pd.DataFrame":
             where = [f"{state} on {side}" for state, side in zip(states, "AB", strict=True)]
             lines.append(line | {"time_is": ", ".join(w for w in where if "timed" not in w)})
             continue
+        baseline = here[0]["baseline"]
+        if baseline != here[1]["baseline"]:
+            raise ValueError(f"their baselines differ: {baseline} and {here[1]['baseline']}.")
         noise = 1.0
         for table in tables:
             control = (*group, baseline + AGAIN) if by else baseline + AGAIN
             if control in table.index and table.loc[control, "state"] == "timed":
                 ends = table.loc[control, ["ratio_low", "ratio_high"]]
                 noise *= 1 + max(abs(float(end) - 1) for end in ends)
-        (low_a, mid_a, high_a), (low_b, mid_b, high_b) = (side[key] for side in times)
+        mid_a, mid_b = (float(one["median"]) for one in here)
+        (low_a, high_a), (low_b, high_b) = (side[key] for side in ranges)
         line |= {"a_ms": 1e3 * mid_a, "b_ms": 1e3 * mid_b, "time": mid_b / mid_a}
         line |= {"time_low": low_b / high_a, "time_high": high_b / low_a}
         line["time_is"] = _verdict(line["time_low"], line["time_high"], noise)
@@ -116,21 +130,35 @@ def _verdict(low: float, high: float, noise: float) -> str:
     return "faster" if high < 1 / noise else "within the noise"
 
 
-def _times(rows: "pd.DataFrame", by: list[str]) -> dict:
-    """Low, median and high of each method's seconds: the range over runs, or a bootstrap of one."""
+def _ranges(rows: "pd.DataFrame", by: list[str]) -> dict:
+    """The range of each method's median seconds: over its runs, or a bootstrap of one."""
     import numpy as np
 
     timed = rows[rows["state"] == "timed"]
     found = {}
-    for key, own in timed.groupby([*by, "method"], sort=False):
+    for key, own in timed.groupby([*by, "method"], sort=False, dropna=False):
         medians = own.assign(s=own["seconds"].astype(float)).groupby("run")["s"].median()
         low, high = medians.min(), medians.max()
         if len(medians) == 1:
             values = own["seconds"].to_numpy(float)
             drawn = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values)))
             low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-        found[key if by else key[0]] = float(low), float(medians.median()), float(high)
+        found[key if by else key[0]] = float(low), float(high)
     return found
+
+
+def _require_blocks(library: Library, path: Path) -> None:
+    """Refuse a file that a person named and that is not of timed blocks.
+
+    Raises:
+        RecordError: it lacks a column, which is named.
+    """
+    from posmat.summary import check_rows
+
+    try:
+        check_rows(library.read(path))
+    except ValueError as error:
+        raise RecordError(f"{library.say(path)}: {error}") from None
 
 
 def _compare_files(
@@ -142,7 +170,8 @@ def _compare_files(
     try:
         table = compare_rows(a, b)
     except ValueError as error:
-        raise RecordError(f"{one} and {other} cannot be compared: {error}") from None
+        sides = f"{library.say(one)} and {library.say(other)}"
+        raise RecordError(f"{sides} cannot be compared: {error}") from None
     return f"{title}: A = {names[0]}, B = {names[1]}\n{_as_text(table)}"
 
 

@@ -4,8 +4,10 @@ No kernel and no torch: whoever has the rows has the figures, those of a GPU too
 not hold is told in one sentence, and everything else is still drawn.
 """
 
+import gc
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
 PUBLISHED, ALL = "published", "all"  # machine and device of a figure of several machines
 KINDS = ("svg", "pdf", "png")
 
+# A notebook's measurements of one run, each with methods and a baseline of its own.
+_PART = "part"
 # Columns that may set groups of rows apart, each group with its own baseline.
 _GROUPS = ("dtype", "batch_size", "out_features", "in_features", "threads", "clock", "cache")
 
@@ -49,7 +53,11 @@ class Result:
 
     @property
     def table(self) -> Path:
-        return self.root / "reports" / self.machine / self.device / f"{self.stem}.table.csv"
+        return self.report("table.csv")
+
+    def report(self, kind: str) -> Path:
+        """What the run left in reports/: its html, ipynb or table.csv."""
+        return self.root / "reports" / self.machine / self.device / f"{self.stem}.{kind}"
 
     @property
     def notebook(self) -> str:
@@ -119,7 +127,7 @@ class Library:
             raise RecordError(self.refused[path])
         if path not in self.frames:
             try:
-                frame = _one_sentence(path, self.root, read_rows)
+                frame = _one_sentence(path, self.root)
                 self._check(path, frame)
             except RecordError as error:
                 self.refused[path] = str(error)
@@ -159,23 +167,26 @@ class Library:
         return found
 
     def say(self, path: Path) -> str:
-        """A path as a sentence names it: from the project's root."""
-        return path.relative_to(self.root).as_posix()
+        """A path as a sentence names it."""
+        return name_in(path, self.root)
 
     def _check(self, path: Path, frame: "pd.DataFrame") -> None:
+        provenance, what = owner_of(path)
         try:
-            check_frame(frame, is_blocks=not is_frame(path))
+            check_frame(frame, is_blocks=not what)
         except ValueError as error:
             raise RecordError(f"{self.say(path)}: {error}") from None
-        provenance = path.with_suffix(".json")
-        if provenance.exists():
-            facts = read_provenance(provenance, self.root)
-            if facts.get("rows_sha256") != rows_hash(path):
-                raise RecordError(
-                    f"{self.say(path)} is not the file that its provenance describes "
-                    f"({facts.get('rows')} rows then, {len(frame)} now, and another sha256): "
-                    "measure again, or restore the file."
-                )
+        # Rows from elsewhere, which `compare` takes, may have come alone.
+        if not provenance.exists() and path.parent.parent.parent != self.root / "data":
+            return
+        facts = read_provenance(provenance, self.root)
+        known = facts.get("frames_sha256", {}).get(what) if what else facts.get("rows_sha256")
+        if known != rows_hash(path):
+            counts = "" if what else f"{facts.get('rows')} rows then, {len(frame)} now, and "
+            raise RecordError(
+                f"{self.say(path)} is not the file that its provenance describes "
+                f"({counts}another sha256): measure again, or restore the file."
+            )
 
 
 def check_frame(frame: "pd.DataFrame", is_blocks: bool) -> None:
@@ -197,17 +208,19 @@ def check_frame(frame: "pd.DataFrame", is_blocks: bool) -> None:
         check_rows(frame)
 
 
-def is_frame(path: Path) -> bool:
-    """Whether a file is a frame of another kind, <stem>.<what>.csv, and not the rows of a run.
+def owner_of(path: Path) -> tuple[Path, str]:
+    """The provenance that a file of rows belongs to, and what it is of that run: '' for its rows.
 
-    A stem may hold dots of its own; what tells them apart is that provenance bears the stem.
+    A stem may hold dots of its own; what tells a frame, <stem>.<what>.csv, from rows is that its
+    stem has provenance or rows.
     """
     name = path.name.removesuffix(".csv")
-    return any(
-        (path.parent / f"{name[:place]}.json").exists()
-        for place, letter in enumerate(name)
-        if letter == "."
-    )
+    if not (path.parent / f"{name}.json").exists():
+        dots = [place for place, letter in enumerate(name) if letter == "."]
+        for stem in (name[:place] for place in reversed(dots)):
+            if any((path.parent / f"{stem}{end}").exists() for end in (".json", ".csv")):
+                return path.parent / f"{stem}.json", name[len(stem) + 1 :]
+    return path.parent / f"{name}.json", ""
 
 
 def is_timed(frame: "pd.DataFrame") -> bool:
@@ -216,33 +229,55 @@ def is_timed(frame: "pd.DataFrame") -> bool:
 
 
 def groups_of(rows: "pd.DataFrame") -> list[str]:
-    """The columns that set groups of rows apart: sizes, clocks, ... that the baseline varies in.
+    """The columns that set groups of rows apart: parts, sizes, clocks that a baseline varies in.
 
     Raises:
         ValueError: the rows have no baseline.
     """
     from posmat.summary import baseline_of
 
-    base = rows[rows["method"] == baseline_of(rows)]
-    return [name for name in _GROUPS if name in base and base[name].nunique() > 1]
+    parts = [own for _, own in _parts_of(rows)]
+    bases = [own[own["method"] == baseline_of(own)] for own in parts]
+    vary = [n for n in _GROUPS if any(n in base and base[n].nunique() > 1 for base in bases)]
+    return [_PART] * (len(parts) > 1) + vary
 
 
-def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """The table of rows, with one group for each size, clock, ... that the baseline was timed at.
+def summarize_groups(rows: "pd.DataFrame", by: list[str] | None = None) -> "pd.DataFrame":
+    """The table of rows, with one group for each part, size, clock, ... that was timed.
+
+    Each part has its own baseline, so that nothing is divided by what was timed in another. `by`
+    names the groups where `groups_of` these rows alone is not what is wanted.
 
     Raises:
         ValueError: the rows cannot be summarized.
     """
+    import pandas as pd
+
     from posmat.summary import baseline_of, summarize
 
-    return summarize(rows, baseline_of(rows), groups_of(rows))
+    by = groups_of(rows) if by is None else by
+    if _PART not in by:
+        return summarize(rows, baseline_of(rows), by)
+    within = [name for name in by if name != _PART]
+    tables = {part: summarize(own, baseline_of(own), within) for part, own in _parts_of(rows)}
+    return pd.concat(tables, names=[_PART])
+
+
+def _parts_of(rows: "pd.DataFrame") -> list[tuple]:
+    if _PART not in rows:
+        return [("", rows)]
+    return list(rows.groupby(_PART, sort=False, dropna=False))
+
+
+# What provenance must be made of where it has it: the readers below rely on it.
+_OBJECTS = ("host", "device", "sources", "parameters", "frames_sha256")
 
 
 def read_provenance(path: Path, root: Path) -> dict:
     """The facts of a provenance file.
 
     Raises:
-        RecordError: it is not there, or no JSON object.
+        RecordError: it is not there, or no JSON object, or a part of it is not what it should be.
     """
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -250,22 +285,33 @@ def read_provenance(path: Path, root: Path) -> dict:
         facts = None
     if not isinstance(facts, dict):
         raise RecordError(
-            f"{path.relative_to(root).as_posix()} is missing or no JSON: the rows beside it have "
+            f"{name_in(path, root)} is missing or no JSON: the rows beside it have "
             "no provenance; measure again, or restore the file."
         )
+    parts = {name: facts.get(name, {}) for name in _OBJECTS}
+    if isinstance(parts["sources"], dict):
+        parts |= {f"sources.{n}": parts["sources"].get(n, {}) for n in ("modules", "notebooks")}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise RecordError(
+                f"{name_in(path, root)} has {json.dumps(part)[:40]} as {name!r}, where an object "
+                "belongs: measure again, or restore the file."
+            )
     return facts
+
+
+def name_in(path: Path, root: Path) -> str:
+    """A path as a sentence names it: from the project's root where it is below it."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def find_results(root: Path) -> list[Result]:
     """Every run in data/, by machine, device and stem."""
     found = []
     for folder in sorted((root / "data").glob("*/*/")):
-        names = {path.name.removesuffix(".csv") for path in folder.glob("*.csv")}
-        names |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
-        for name in sorted(names):
-            # A frame of another kind is named after its rows: <stem>.<what>.csv.
-            if not any(name.startswith(f"{other}.") for other in names):
-                found.append(Result(root, folder.parent.name, folder.name, name))
+        names = {path.stem for path in folder.glob("*.csv") if not owner_of(path)[1]}
+        names |= {path.stem for path in folder.glob("*.json")}
+        found += [Result(root, folder.parent.name, folder.name, name) for name in sorted(names)]
     return found
 
 
@@ -330,7 +376,8 @@ def _of_several_machines(spec: "FigureSpec", results: list[Result]) -> list[Draw
             )
             for pattern in spec.reads
         )
-        if all(len(own) >= spec.at_least for own in files):
+        of_own = any(path.parents[1].name == LOCAL for own in files for path in own)
+        if all(len(own) >= spec.at_least for own in files) and (name != LOCAL or of_own):
             found.append(Drawing(root, spec, name, ALL, "", files))
     return found
 
@@ -343,7 +390,9 @@ def _files(root: Path, folder: Path, pattern: str, stem: str = "") -> tuple[Path
         path = folder / pattern.format(stem=stem)
         return (path,) if path.is_file() else ()
     of_frames = "." in Path(pattern).name.removesuffix(".csv")
-    return tuple(path for path in sorted(folder.glob(pattern)) if is_frame(path) == of_frames)
+    return tuple(
+        path for path in sorted(folder.glob(pattern)) if bool(owner_of(path)[1]) == of_frames
+    )
 
 
 @dataclass(frozen=True)
@@ -403,42 +452,79 @@ def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
                     f"{FIGURES[ids.index(word)].notebook}'."
                 )
             names = list(dict.fromkeys([*ids, *(one.name for one in drawings)]))
-            near = difflib.get_close_matches(word, names, n=3, cutoff=0.4) or ids
+            near = difflib.get_close_matches(word, names, n=3, cutoff=0)
             raise KeyError(f"no figure has the id {word!r}: did you mean {' or '.join(near)}?")
         found += [one for one in own if one not in found]
     return found if asked else drawings
 
 
-def draw_figures(
-    drawings: list[Drawing], library: Library, workers: int = 1
-) -> tuple[dict[Drawing, Words], list[str]]:
-    """Draw and write pictures; what is said of each, and what could not be drawn and why.
+def draw_all(
+    drawings: Iterable[Drawing],
+    results: Iterable[Result],
+    library: Library,
+    workers: int = 1,
+) -> tuple[dict[Drawing, Words], int, list[str]]:
+    """Draw pictures and write tables; what is said of each, how many tables, and what went wrong.
 
     Args:
-        drawings: what to draw.
-        library: where their frames come from.
+        drawings: the pictures.
+        results: the runs whose tables are written.
+        library: where their frames come from; the tables are left there.
         workers: processes that share the work; each draws its part as one process would.
     """
+    drawings, results = list(drawings), list(results)
+    shares = _shares(drawings, results)
     if workers > 1 and len(drawings) > 4:
         from concurrent.futures import ProcessPoolExecutor
 
-        names = [drawing.name for drawing in drawings]
-        parts = [names[first::workers] for first in range(workers)]
-        with ProcessPoolExecutor(workers) as pool:
-            done = list(pool.map(_draw_part, [library.root] * workers, parts))
-        said = {name: outcome for part in done for name, outcome in part.items()}
+        with ProcessPoolExecutor(workers, initializer=_begin, initargs=(library.root,)) as pool:
+            done = list(pool.map(_draw_share, shares))
     else:
-        said = {drawing.name: _draw(drawing, library) for drawing in drawings}
+        here = {drawing.name: drawing for drawing in drawings}
+        done = [_do_share(share, here, library) for share in shares]
+    said = {name: outcome for one, _ in done for name, outcome in one.items()}
     outcomes = {drawing: said[drawing.name] for drawing in drawings}
+    made = {path: table for _, tables in done for path, table in tables.items()}
+    tables = [made[result.rows] for result in results]
+    library.tables |= {path: one for path, one in made.items() if not isinstance(one, str | None)}
     drawn = {drawing: words for drawing, words in outcomes.items() if isinstance(words, Words)}
-    return drawn, [problem for problem in outcomes.values() if isinstance(problem, str)]
+    problems = [one for one in (*outcomes.values(), *tables) if isinstance(one, str)]
+    return drawn, sum(not isinstance(one, str | None) for one in tables), problems
 
 
-def _draw_part(root: Path, names: list[str]) -> dict[str, Words | str]:
-    """What a worker does; it finds the drawings by their names, since functions do not travel."""
-    library = Library(root)
+def _shares(drawings: list[Drawing], results: list[Result]) -> list[tuple[list[str], list[Result]]]:
+    """The work in shares, the longest first: what is made of one run's rows is one share."""
+    shares: dict[tuple[Path, str], tuple[list[str], list[Result]]] = {}
+    for drawing in drawings:
+        key = (drawing.sources[0].parent, drawing.stem)
+        shares.setdefault(key, ([], []))[0].append(drawing.name)
+    for result in results:
+        shares.setdefault((result.folder, result.stem), ([], []))[1].append(result)
+    return sorted(shares.values(), key=lambda share: -len(share[0]))
+
+
+_of_worker: "tuple[dict[str, Drawing], Library]"
+
+
+def _begin(root: Path) -> None:
+    """Begin a worker; it finds the drawings by their names, since functions do not travel."""
+    global _of_worker  # noqa: PLW0603  one project for the life of the process
+    gc.set_threshold(100_000)  # a chart is many small objects: a tenth of the time went into these
     drawings = find_drawings(find_results(root))[0]
-    return {one.name: _draw(one, library) for one in drawings if one.name in names}
+    _of_worker = {drawing.name: drawing for drawing in drawings}, Library(root)
+
+
+def _draw_share(share: tuple[list[str], list[Result]]) -> tuple[dict, dict]:
+    return _do_share(share, *_of_worker)
+
+
+def _do_share(
+    share: tuple[list[str], list[Result]], drawings: dict[str, Drawing], library: Library
+) -> tuple[dict[str, Words | str], "dict[Path, pd.DataFrame | str | None]"]:
+    """What a share's pictures say, by name, and its tables, by their rows; or what went wrong."""
+    names, results = share
+    said = {name: _draw(drawings[name], library) for name in names}
+    return said, {result.rows: _write_table(result, library) for result in results}
 
 
 def _draw(drawing: Drawing, library: Library) -> Words | str:
@@ -464,26 +550,30 @@ def _draw(drawing: Drawing, library: Library) -> Words | str:
 
 
 def _stumbled(drawing: Drawing, error: Exception) -> str:
-    source = drawing.sources[0].relative_to(drawing.root).as_posix()
-    kind = type(error).__name__
-    return f"{drawing.name} cannot be drawn from {source}: {kind}: {first_line(error)}"
+    source = name_in(drawing.sources[0], drawing.root)
+    said = f"{type(error).__name__}: {first_line(error)}"
+    # seaborn's word for a column that is not there is a ValueError.
+    if isinstance(error, KeyError) or "does not appear in `data`" in str(error):
+        names = re.findall(r"['`]([^'`]+)['`]", str(error))
+        said = f"it has no column or method {names[0] if names else first_line(error)!r}."
+    return f"{drawing.name} cannot be drawn from {source}: {said}"
 
 
-def write_tables(results: Iterable[Result], library: Library) -> tuple[int, list[str]]:
-    """Derive and write the table of each result; how many, and what could not be and why."""
-    count, problems = 0, []
-    for result in results:
-        try:
-            text = derive_table(result, library)
-        except RecordError as error:
-            problems.append(str(error))
-            continue
-        if text is not None:
-            make_folder(result.table.parent)
-            with replacing(result.table) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            count += 1
-    return count, problems
+def _write_table(result: Result, library: Library) -> "pd.DataFrame | str | None":
+    """Derive and write the table of a result; the table, or why it could not be made.
+
+    None where its rows are not of timed blocks.
+    """
+    try:
+        text = derive_table(result, library)
+    except RecordError as error:
+        return str(error)
+    if text is None:
+        return None
+    make_folder(result.table.parent)
+    with replacing(result.table) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return library.table(result.rows)
 
 
 def derive_table(result: Result, library: Library) -> str | None:
@@ -509,12 +599,13 @@ def first_line(error: Exception) -> str:
     return (str(said).splitlines() or [""])[0]
 
 
-def _one_sentence(path: Path, root: Path, read) -> "pd.DataFrame":
+def _one_sentence(path: Path, root: Path) -> "pd.DataFrame":
+    if not path.is_file():
+        raise RecordError(f"{name_in(path, root)} is missing: measure again, or restore the file.")
     try:
-        return read(path)
+        return read_rows(path)
     except RecordError as error:
-        why = str(error).partition(": ")[2].splitlines()
+        why = str(error).removeprefix(f"{path} cannot be read as rows: ").splitlines()
         raise RecordError(
-            f"{path.relative_to(root).as_posix()} cannot be read as rows: "
-            f"{why[0] if why else 'it is no table'}"
+            f"{name_in(path, root)} cannot be read as rows: {why[0] if why else 'it is no table'}"
         ) from None

@@ -8,9 +8,10 @@ were made: the same rows give the same bytes.
 import os
 import re
 from functools import cache
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from posmat.records import RecordError, make_folder, replacing
 from posmat.report.citation import cite_figure
@@ -23,6 +24,7 @@ from posmat.report.drawing import (
     Result,
     Words,
     is_timed,
+    owner_of,
     page_digest,
     read_provenance,
 )
@@ -34,6 +36,9 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 _COLUMNS = ("Machine", "Processor or GPU", "Cores", "Memory", "Threads", "Versions", "Measured")
 _BLOCK = re.compile(r"(<!-- posmat:figure (\S+) -->\n)(.*?)(<!-- /posmat:figure -->)", re.DOTALL)
+_LINK = re.compile(r'(?:href|src)="([^"#]+)')  # what begins with '#' is on the page itself
+_LINK_MD = re.compile(r"\]\(([^)#]+)")
+_FEW = 6  # files or notebooks of one kind that a picture links to: a sweep may have a hundred
 _LEAD = (
     "Each method was compared with its reference before it was timed. Times are medians over "
     "blocks of calls; a ratio is paired within rounds, and its range is over fresh kernels where "
@@ -52,18 +57,37 @@ def write_pages(
 
     With `own` (local, quick) only those of these runs.
     """
-    pages = []
+    pages = render_pages(root, drawn, results, library, own)
+    for path, text in pages.items():
+        make_folder(path.parent)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(pages)
+
+
+def render_pages(
+    root: Path,
+    drawn: dict[Drawing, Words],
+    results: list[Result],
+    library: Library,
+    own: str | None = None,
+) -> dict[Path, str]:
+    """The text of each page that `write_pages` writes, by its path."""
+    pages = {}
     for folder, shown in pages_of(root, drawn).items():
         if own and folder.name != own:
             continue
-        make_folder(folder)
         facts = describe_page(folder, shown, drawn, results, library)
         for name in ("index.html", "README.md"):
-            text = _environment().get_template(name).render(facts)
-            with replacing(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-            pages.append(folder / name)
+            pages[folder / name] = _environment().get_template(name).render(facts)
     return pages
+
+
+def links_of(text: str, page: Path) -> list[Path]:
+    """The files that the text of a page links to or shows."""
+    form = _LINK if page.suffix == ".html" else _LINK_MD
+    targets = dict.fromkeys(unescape(found) for found in form.findall(text))
+    return [page.parent / unquote(target) for target in targets if ":" not in target]
 
 
 def pages_of(root: Path, drawn) -> dict[Path, list[Drawing]]:
@@ -176,23 +200,21 @@ def _picture(
 ) -> dict:
     """What a page says of one picture, its links from the page's folder."""
     root = drawing.root
-    reports = root / "reports" / drawing.machine / drawing.device
     links = {kind: _link(drawing.picture(kind), folder) for kind in ("svg", "pdf", "png")}
+    runs = runs_behind(drawing, results)
     files = []
-    if not drawing.of_several_machines:
-        files += [
-            ("executed notebook", "executed notebook", reports / f"{drawing.stem}.html"),
-            (".ipynb", "executed notebook as .ipynb", reports / f"{drawing.stem}.ipynb"),
-        ]
+    for run in runs[:_FEW]:
+        of = f" ({run.machine}, {run.device}{run.variant})" if len(runs) > 1 else ""
+        executed = f"executed notebook{of}"
+        files.append((executed, executed, run.report("html")))
+        files.append((f".ipynb{of}", f"{executed} as .ipynb", run.report("ipynb")))
     files += [(kind.upper(), kind.upper(), drawing.picture(kind)) for kind in links]
-    for path in drawing.sources if len(drawing.sources) < 4 else drawing.sources[:1]:
-        text = "rows (CSV)" if path == drawing.sources[0] else path.name
+    for path in drawing.sources[:_FEW]:
+        text = "rows (CSV)" if path == drawing.sources[0] else library.say(path)
         files.append((text, text, path))
-    if not drawing.of_several_machines:
-        files += [
-            ("table (CSV)", "table", reports / f"{drawing.stem}.table.csv"),
-            ("provenance", "provenance", drawing.sources[0].parent / f"{drawing.stem}.json"),
-        ]
+    if len(runs) == 1:
+        files.append(("table (CSV)", "table", runs[0].table))
+        files.append(("provenance", "provenance", runs[0].provenance))
     source = root / "notebooks" / f"{drawing.spec.notebook}.ipynb"
     files.append(("source notebook", "source notebook", source))
     width, height = _size(drawing.picture("svg"))
@@ -220,24 +242,34 @@ def _picture(
 def measured_on(
     drawing: Drawing, results: list[Result], library: Library
 ) -> tuple[list[dict], list[str]]:
-    """The provenance behind a picture, and the names of the processors in its rows."""
+    """The provenance behind a picture, and the names of the processors or GPUs in its rows.
+
+    Rows that were made of rows name none, and a frame may not: there provenance does.
+    """
     facts = []
-    for result in results:
-        if any(path == result.rows or _beside(path, result) for path in drawing.sources):
-            try:
-                facts.append(read_provenance(result.provenance, library.root))
-            except RecordError:  # `posmat check` tells of it
-                continue
+    for run in runs_behind(drawing, results):
+        try:
+            facts.append(read_provenance(run.provenance, library.root))
+        except RecordError:  # `posmat check` tells of it
+            continue
     names: dict[str, None] = {}
     for path in drawing.sources:
         frame = library.read(path)
         if "processor" in frame:
             names |= dict.fromkeys(str(name) for name in frame["processor"].dropna().unique())
+    if not names:
+        known = (
+            one.get("device", {}).get("gpu") or one.get("host", {}).get("processor")
+            for one in facts
+        )
+        names = dict.fromkeys(str(name) for name in known if name)
     return facts, list(names)
 
 
-def _beside(path: Path, result: Result) -> bool:
-    return path.parent == result.folder and path.name.startswith(f"{result.stem}.")
+def runs_behind(drawing: Drawing, results: list[Result]) -> list[Result]:
+    """The runs whose rows or frames a picture is drawn from."""
+    owners = {owner_of(path)[0] for path in drawing.sources}
+    return [result for result in results if result.provenance in owners]
 
 
 def _numbers(drawing: Drawing, library: Library) -> dict | None:
@@ -285,7 +317,8 @@ def _machine(machine: str, device: str, results: list[Result], root: Path) -> di
             value: object = one
             for key in path:
                 value = value.get(key) if isinstance(value, dict) else None
-            if value not in (None, ""):
+            # What a system does not tell is in provenance in words: 'not given', 'not installed'.
+            if value not in (None, "") and not str(value).startswith("not "):
                 values[str(value)] = None
         return ", ".join(values)
 
@@ -293,6 +326,8 @@ def _machine(machine: str, device: str, results: list[Result], root: Path) -> di
     memory = ", ".join(f"{int(one) / 2**30:.0f} GiB" for one in memory.split(", ") if one)
     versions = [("Python", every("device", "python")), ("PyTorch", every("device", "torch"))]
     versions += [("CUDA", every("device", "cuda")), ("driver", every("device", "driver"))]
+    versions += [("oneDNN", every("device", "onednn"))]
+    versions += [(name, every("libraries", name)) for name in ("numpy", "pandas")]
     days = sorted({str(one.get("started", ""))[:10] for one in facts} - {""})
     measured = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""
     commits = dict.fromkeys(

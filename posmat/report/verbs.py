@@ -4,8 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-from posmat.records import RecordError
-
 NO_ROWS = "there are no rows in data/: run 'posmat report' first."
 
 
@@ -22,7 +20,7 @@ def add_verbs(verbs, root) -> None:
     draw.add_argument(
         "--machine", metavar="NAME", help="only what belongs to this machine (local: your own)"
     )
-    draw.set_defaults(run=lambda asked: _draw(root(), asked.figures, asked.machine))
+    draw.set_defaults(run=unbroken(lambda asked: _draw(root(), asked.figures, asked.machine)))
 
     check = verbs.add_parser(
         "check",
@@ -35,7 +33,7 @@ def add_verbs(verbs, root) -> None:
     check.add_argument(
         "--published", action="store_true", help="leave out your own runs (local, quick)"
     )
-    check.set_defaults(run=lambda asked: _check(root(), asked.strict, asked.published))
+    check.set_defaults(run=unbroken(lambda asked: _check(root(), asked.strict, asked.published)))
 
     compare = verbs.add_parser(
         "compare",
@@ -45,7 +43,7 @@ def add_verbs(verbs, root) -> None:
     )
     compare.add_argument("a", metavar="A", help="a machine (NAME or NAME/DEVICE) or rows (.csv)")
     compare.add_argument("b", metavar="B", help="the other one")
-    compare.set_defaults(run=lambda asked: _compare(root(), asked.a, asked.b))
+    compare.set_defaults(run=unbroken(lambda asked: _compare(root(), asked.a, asked.b)))
 
     cite = verbs.add_parser(
         "cite",
@@ -53,7 +51,23 @@ def add_verbs(verbs, root) -> None:
         description="Without FIGURE the software; with it caption, path and BibTeX of the figure.",
     )
     cite.add_argument("figure", nargs="?", metavar="FIGURE", help="an id, or id-machine-device")
-    cite.set_defaults(run=lambda asked: _cite(root(), asked.figure))
+    cite.set_defaults(run=unbroken(lambda asked: _cite(root(), asked.figure)))
+
+
+def unbroken(run):
+    """A verb whose reader may leave before its end, as `head` does, without a word about it."""
+
+    def with_a_leaving_reader(asked) -> int:
+        try:
+            code = run(asked)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes once more as it ends, and would complain then.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return code
+
+    return with_a_leaving_reader
 
 
 def redraw(
@@ -73,11 +87,10 @@ def redraw(
         PUBLISHED,
         Library,
         chosen,
-        draw_figures,
+        draw_all,
         find_drawings,
         find_results,
         words_of_all,
-        write_tables,
     )
     from posmat.report.gallery import write_findings, write_pages
 
@@ -90,15 +103,18 @@ def redraw(
     library = Library(root)
     drawings, problems = find_drawings(results)
     if asked:
-        drawn, bad = draw_figures(chosen(drawings, asked), library, workers)
+        drawn, _, bad = draw_all(chosen(drawings, asked), [], library, workers)
         return _count(len(drawn), "figure"), list(dict.fromkeys(bad))
     own = machine in OWN
     wanted = {machine, None if own else PUBLISHED} if machine else {one.machine for one in drawings}
-    drawn, bad = draw_figures([one for one in drawings if one.machine in wanted], library, workers)
+    drawn, tables, bad = draw_all(
+        [one for one in drawings if one.machine in wanted],
+        [one for one in results if machine in (None, one.machine)],
+        library,
+        workers,
+    )
     problems += bad
     said, bad = words_of_all([one for one in drawings if one.machine not in wanted], library)
-    problems += bad
-    tables, bad = write_tables([one for one in results if machine in (None, one.machine)], library)
     problems += bad
     shown = {one: (drawn | said)[one] for one in drawings if one in drawn or one in said}
     pages = write_pages(root, shown, results, library, machine if own else None)
@@ -124,7 +140,9 @@ def _draw(root: Path, figures: list[str], machine: str | None) -> int:
 def _check(root: Path, strict: bool, published: bool) -> int:
     from posmat.report.checking import check_project
 
-    problems, older = check_project(root, published)
+    problems, older, notes = check_project(root, published)
+    for line in notes:
+        print(f"posmat: {line}")
     for line in older:
         print(f"posmat: {line}", file=sys.stderr if strict else sys.stdout)
     if not problems:
@@ -146,21 +164,23 @@ def _cite(root: Path, figure: str | None) -> int:
         print(citation.cite_software(root))
         return 0
     from posmat.figures import figure_number
-    from posmat.report.drawing import OWN, Library, chosen, find_drawings, find_results, words_of
+    from posmat.report.drawing import (
+        OWN,
+        Library,
+        chosen,
+        find_drawings,
+        find_results,
+        words_of_all,
+    )
     from posmat.report.gallery import measured_on
 
     results = find_results(root)
     library = Library(root)
     found = chosen(find_drawings(results)[0], [figure])
     published = [one for one in found if one.machine not in OWN]
-    problems = []
-    for place, drawing in enumerate(published or found):
-        try:
-            words = words_of(drawing, library.read_all(drawing))
-            measured, processors = measured_on(drawing, results, library)
-        except RecordError as error:
-            problems.append(str(error))
-            continue
+    said_of, problems = words_of_all(published or found, library)
+    for place, (drawing, words) in enumerate(said_of.items()):
+        measured, processors = measured_on(drawing, results, library)
         entry = citation.cite_figure(root, drawing, measured, processors)
         said = citation.tell_figure(drawing, figure_number(drawing.spec.id), words, entry)
         print(("\n" if place else "") + said)

@@ -46,6 +46,17 @@ def make_rows(times: dict[str, float], machine: str, device: str, processor: str
     return pd.DataFrame(lines).convert_dtypes()
 
 
+def two_parts(machine: str = "alpha", slower: float = 1.0) -> pd.DataFrame:
+    """Rows of two measurements of one run, as notebook 06 leaves them, each with its baseline."""
+    parts = {
+        "forms": {"float32 layer": 4e-3, "element-wise, in blocks": 6e-2},
+        "whole": {"element-wise, in blocks": 6e-2, "sign-magnitude, whole": 0.9},
+    }
+    where = machine, "cpu", "A Processor"
+    rows = [make_rows(times, *where, part=name, slower=slower) for name, times in parts.items()]
+    return pd.concat(rows, ignore_index=True)
+
+
 def keep(root: Path, stem: str, rows: pd.DataFrame, **frames: pd.DataFrame) -> Path:
     """Write rows, frames and provenance of a run to where they belong; the path of the rows."""
     machine, device = rows["machine"].iloc[0], rows["device"].iloc[0]
@@ -55,12 +66,14 @@ def keep(root: Path, stem: str, rows: pd.DataFrame, **frames: pd.DataFrame) -> P
     (folder.parent / "host.json").write_text(json.dumps(host))
     path = folder / f"{stem}.csv"
     rows.assign(notebook=stem.partition("-")[0]).to_csv(path, index=False)
+    digests = {}
     for what, frame in frames.items():
         frame.to_csv(folder / f"{stem}.{what}.csv", index=False)
+        digests[what] = rows_hash(folder / f"{stem}.{what}.csv")
     facts = {"notebook": stem.partition("-")[0], "machine": machine, "parameters": {"threads": 1}}
     facts |= {"runs": int(rows["run"].nunique()), "rows": len(rows), "rows_sha256": rows_hash(path)}
     facts |= {"started": "2026-11-01T10:00:00+00:00", "host": host, "sources": describe_sources()}
-    facts |= {"device": {"torch": "2.13.0", "python": "3.11.7"}}
+    facts |= {"device": {"torch": "2.13.0", "python": "3.11.7"}, "frames_sha256": digests}
     (folder / f"{stem}.json").write_text(json.dumps(facts))
     return path
 

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from posmat.report import cli
+from posmat.history import rankings, read_seed, then_and_now
+from posmat.records import make_folder, read_all_rows, rows_hash
+from posmat.report import checking, cli
 from posmat.report.checking import check_project
 from posmat.report.compare import compare_rows
-from posmat.report.drawing import OWN, find_results
+from posmat.report.drawing import OWN, find_results, summarize_groups
 from posmat.report.verbs import redraw
 from posmat.tests.sample import (
     MACHINES,
@@ -20,6 +23,7 @@ from posmat.tests.sample import (
     keep,
     make_project,
     make_rows,
+    two_parts,
 )
 
 NAME = "05_positive_matrix_product"
@@ -48,7 +52,8 @@ def change(path: Path, old: str, new: str) -> None:
 
 def other_rows(root: Path) -> None:
     """A new measurement with its own provenance, and nothing drawn from it yet."""
-    keep(root, NAME, make_rows(TIMES_05, *MACHINES[0], seed=7))
+    memory = pd.read_csv(root / DATA / f"{NAME}.memory.csv")
+    keep(root, NAME, make_rows(TIMES_05, *MACHINES[0], seed=7), memory=memory)
 
 
 def frame_changed(root: Path) -> None:
@@ -90,9 +95,51 @@ HARM = {
         lambda root: change(root / "README.md", "times the time of", "times"),
         ["README.md has a finding that its rows do not give"],
     ),
-    "a page of other rows": (
-        lambda root: change(root / "reports/index.html", "posmat-rows", "posmat-row"),
-        [],  # the sha256 alone says what the page shows
+    "a page that says something else": (
+        lambda root: change(root / "reports/index.html", "times the time of", "of the time of"),
+        ["reports/index.html does not say what its rows give: run 'posmat draw'."],
+    ),
+    "a page for a code host that says something else": (
+        lambda root: change(root / "reports/README.md", "**The sign-magnitude", "**No sign"),
+        ["reports/README.md does not say what its rows give: run 'posmat draw'."],
+    ),
+    "no source notebook": (
+        lambda root: (root / "notebooks/05_positive_matrix_product.ipynb").unlink(),
+        [
+            f"reports/{page} links to notebooks/05_positive_matrix_product.ipynb, which is not"
+            for page in ("index.html", "README.md")
+        ],
+    ),
+    "a report of no run": (
+        lambda root: (root / REPORTS / "05_old.html").write_text("<p>"),
+        ["reports/alpha/cpu/05_old.html belongs to no rows in data/"],
+    ),
+    "a report of another machine": (
+        lambda root: shutil.copytree(root / REPORTS, root / "reports/gamma/cpu"),
+        [
+            f"reports/gamma/cpu/{stem}.table.csv belongs to no rows"
+            for stem in (
+                "01_matvec_vs_elementwise-dtype=int8",
+                "01_matvec_vs_elementwise",
+                "05_positive_matrix_product",
+            )
+        ],
+    ),
+    "what a failed run left": (
+        lambda root: (root / REPORTS / "06_gemm_formulations.failed.ipynb").write_text("{}"),
+        [],
+    ),
+    "a frame of no run": (
+        lambda root: (root / DATA / f"{NAME}.other.csv").write_text("a\n1\n"),
+        [f"data/alpha/cpu/{NAME}.other.csv belongs to no rows"],
+    ),
+    "a frame that is gone": (
+        lambda root: (root / DATA / f"{NAME}.memory.csv").unlink(),
+        [f"data/alpha/cpu/{NAME}.memory.csv is missing: measure again, or restore the file."],
+    ),
+    "provenance that is none": (
+        lambda root: change(root / DATA / f"{NAME}.json", '"host": {', '"host": null, "was": {'),
+        [f"{NAME}.json has null as 'host', where an object belongs"],
     ),
     "a page without its hash": (
         lambda root: (root / "reports/index.html").write_text("<p>a page"),
@@ -144,7 +191,7 @@ HARM = {
 def test_what_does_not_hold_is_found(harm, project):
     do, expected = HARM[harm]
     do(project)
-    problems, _ = check_project(project)
+    problems, _, _ = check_project(project)
     assert all("\n" not in line for line in problems)
     for start in expected:
         assert any(start in line for line in problems), (start, problems)
@@ -184,8 +231,97 @@ def test_what_is_published_holds():
 def test_own_runs_can_be_left_out(project):
     keep(project, NAME, make_rows(TIMES_05, "local", "cpu", "Mine"))
     (project / PICTURES / "positive-matrix-product-local-cpu.svg").write_text("not drawn")
-    assert check_project(project, published=True) == ([], [])
+    assert check_project(project, published=True) == ([], [], [])
     assert len(check_project(project)[0]) > 3
+
+
+def summarized(root: Path) -> None:
+    """Keep what notebook 10 leaves on the machine alpha."""
+    shutil.copy(ROOT / "data" / "seed.csv", root / "data")
+    seed, rows = read_seed(root / "data" / "seed.csv"), read_all_rows("alpha", root)
+    kept = then_and_now(rows, seed).assign(run=0)
+    keep(root, "10_summary", kept.assign(machine="alpha", device="all"))
+    path = root / "data/alpha/all/10_summary.csv"
+    then_and_now(rows, seed).to_csv(path, index=False)
+    facts = json.loads(path.with_suffix(".json").read_text()) | {"rows_sha256": rows_hash(path)}
+    (result,) = (one for one in find_results(root) if one.stem == "10_summary")
+    facts["key"] = {"rows": checking._key_of_rows(result)}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    make_folder(result.table.parent)
+    rankings(rows, seed).to_csv(result.table)
+    assert not redraw(root)[1]
+
+
+def at_the_seeds_size(machine: str = "alpha", slower: float = 1.0) -> pd.DataFrame:
+    where = machine, "cpu", "A Processor"
+    sizes = {"batch_size": 1, "out_features": 128, "in_features": 9216, "dtype": "float32"}
+    return make_rows({"W @ x": 2e-4, "W * x": 4e-4}, *where, slower=slower, **sizes)
+
+
+def test_a_summary_of_other_rows_is_found(project):
+    name = "01_matvec_vs_elementwise"
+    keep(project, name, at_the_seeds_size())
+    summarized(project)
+    assert check_project(project) == ([], [], [])
+    # Another machine is published: alpha's summary was made before, and its own lines still hold.
+    keep(project, name, at_the_seeds_size("gamma"))
+    redraw(project)
+    problems, _, notes = check_project(project)
+    assert not problems
+    assert notes == [
+        "data/alpha/all/10_summary.csv was made when data/ held other rows; what it says of alpha "
+        "still holds, and to read all that are there now, run 'posmat report 10 --machine alpha'."
+    ]
+    # Its own rows are measured again.
+    keep(project, name, at_the_seeds_size(slower=2.0))
+    redraw(project)
+    problems, _, notes = check_project(project)
+    assert not notes and problems == [
+        "data/alpha/all/10_summary.csv was made from other rows of alpha than there are: "
+        "run 'posmat report 10 --machine alpha'."
+    ]
+
+
+def test_a_changed_table_of_the_summary_is_found(project):
+    keep(project, "01_matvec_vs_elementwise", at_the_seeds_size())
+    summarized(project)
+    table = project / "reports/alpha/all/10_summary.table.csv"
+    change(table, "order reversed", "order kept")
+    (problem,) = check_project(project)[0]
+    assert problem.startswith("reports/alpha/all/10_summary.table.csv was made from other rows")
+
+
+def test_a_commit_that_is_not_in_the_history_is_told(project):
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(project), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def made_at(commit: str) -> None:
+        for path in (project / DATA).glob("*.json"):
+            facts = json.loads(path.read_text())
+            facts["sources"]["commit"] = commit
+            path.write_text(json.dumps(facts))
+        redraw(project)  # the pages name it
+
+    made_at("1" * 40)
+    assert check_project(project) == ([], [], [])  # there is no repository
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "one")
+    problems, older, notes = check_project(project)
+    assert (
+        not problems
+        and not older
+        and notes
+        == [
+            f"{DATA.as_posix()}: made at the commit 1111111111, which this repository does not have"
+        ]
+    )
+    made_at(git("rev-parse", "HEAD"))
+    assert not check_project(project)[2]
+    made_at("1" * 40)
+    (project / ".git" / "shallow").write_text(git("rev-parse", "HEAD") + "\n")
+    assert not check_project(project)[2]
 
 
 A, B = (make_rows(TIMES_05, *where, seed=place) for place, where in enumerate(MACHINES))
@@ -240,6 +376,66 @@ def test_what_one_side_lacks_is_said():
 def test_different_problems_are_not_compared():
     with pytest.raises(ValueError, match="batch_size is 8 and 9"):
         compare_rows(A, make_rows(TIMES_05, *MACHINES[1], batch_size=9))
+
+
+def test_the_medians_are_those_of_the_tables():
+    # Two quiet runs and a slow one, of which the slow one has the fewest blocks.
+    a = make_rows(TIMES_05, *MACHINES[0])
+    a.loc[a["run"] == 2, "seconds"] *= 3
+    a = a[(a["run"] < 2) | (a["round"] < 3)]
+    line = compare_rows(a, B).loc["sign-magnitude, whole"]
+    table = summarize_groups(a)
+    assert line["a_ms"] == 1e3 * table.loc["sign-magnitude, whole", "median"]
+    assert line["time_low"] < 0.4 < line["time"] < line["time_high"]
+
+
+def test_parts_are_compared_with_their_own_baselines():
+    table = compare_rows(two_parts(), two_parts("beta", slower=2.0))
+    line = table.loc[("whole", "sign-magnitude, whole")]
+    assert 14 < line["ratio_a"] < 16 and 14 < line["ratio_b"] < 16
+    assert pd.isna(table.loc[("whole", "element-wise, in blocks"), "ratio"])
+    assert 14 < table.loc[("forms", "element-wise, in blocks"), "ratio_a"] < 16
+    with pytest.raises(ValueError, match="B has no column 'part'"):
+        compare_rows(two_parts(), B)
+
+
+def test_other_baselines_are_refused():
+    other = make_rows(dict(reversed(TIMES_05.items())), *MACHINES[1])
+    with pytest.raises(ValueError, match="baselines differ: float32 layer and sign-magnitude"):
+        compare_rows(A, other)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as rows"),
+        (b"\x00\xff\xfe\x93PNG,\x00\n\x80", "cannot be read as rows"),
+        (b"method,peak\na,1\n", "the rows have no column 'run'"),
+        (b"run,method,state,round,seconds\n0,a,timed,0,1\n", "the rows have no column 'exact'"),
+        (b"run,meth", "the rows have no column 'method'"),
+    ],
+)
+def test_a_file_from_elsewhere_that_is_no_rows_is_one_sentence(
+    project, tmp_path_factory, monkeypatch, capsys, content, message
+):
+    path = tmp_path_factory.mktemp("elsewhere") / "t.csv"
+    path.write_bytes(content)
+    monkeypatch.setattr(cli, "_root", lambda: project)
+    good = str(project / DATA / f"{NAME}.csv")
+    for sides in ((good, str(path)), (str(path), good), (str(path), str(path))):
+        assert cli.main(["compare", *sides]) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(f"posmat: {path}") and message in said.err, said.err
+        assert said.err.count("\n") == 1 and not said.out
+
+
+def test_frames_are_not_compared(project, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_root", lambda: project)
+    frame = str(project / DATA / f"{NAME}.memory.csv")
+    assert cli.main(["compare", frame, frame]) == 1
+    said = capsys.readouterr()
+    assert f"posmat: {DATA.as_posix()}/{NAME}.memory.csv: the rows have no column" in said.err
+    assert not said.out
 
 
 def test_machines_and_files_are_compared(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,9 @@ import yaml
 
 from posmat.records import rows_hash
 from posmat.report import cli
-from posmat.report.citation import cite_software, latex
+from posmat.report.citation import cite_figure, cite_software, latex
+from posmat.report.drawing import Library, find_drawings, find_results
+from posmat.report.gallery import measured_on
 from posmat.tests.sample import MACHINES, PICTURE, ROOT, keep, make_project, make_rows
 
 SCHEMA = json.loads((ROOT / "posmat/tests/cff-1.2.0.schema.json").read_text())
@@ -38,6 +40,11 @@ def test_the_software_is_cited_from_citation_cff(tmp_path):
     entry = cite_software(tmp_path)
     assert r"title = {{A \& B}}," in entry and "author = {Doe, Jo}," in entry
     assert "year = {2027}," in entry and "license" not in entry
+
+
+def test_the_software_has_a_year():
+    released = yaml.safe_load((ROOT / "CITATION.cff").read_text())["date-released"]
+    assert f"year = {{{released.year}}}," in cite_software(ROOT)
 
 
 def test_latex_letters_are_escaped():
@@ -79,13 +86,48 @@ def test_an_id_gives_every_published_machine(project, capsys):
     [
         ("positive-matrix-product-alpha", "did you mean positive-matrix-product-alpha-cpu or"),
         ("figure 2", "did you mean"),
+        ("zzz", "did you mean"),
     ],
 )
 def test_an_unknown_figure_is_refused_with_near_ones(project, capsys, asked, message):
     assert cli.main(["cite", asked]) == 1
     error = capsys.readouterr().err
     assert f"no figure has the id {asked!r}" in error and message in error
-    assert error.count("\n") == 1
+    assert error.count("\n") == 1 and error.count(" or ") == 2  # three, however far
+
+
+def test_what_is_not_there_is_not_said(project, capsys):
+    assert cli.main(["cite", "linear-vs-manual"]) == 1
+    keep(project, "02_linear_vs_manual", make_rows({"nn.Linear": 1.0}, *MACHINES[0]))
+    capsys.readouterr()
+    assert cli.main(["cite", "linear-vs-manual"]) == 0  # a figure without a finding
+    assert "finding" not in capsys.readouterr().out
+    (project / "data/alpha/cpu/02_linear_vs_manual.json").unlink()
+    assert cli.main(["cite", "linear-vs-manual"]) == 1
+    said = capsys.readouterr()
+    assert "02_linear_vs_manual.json is missing" in said.err and not said.out
+
+
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        ({"host": {"processor": "Host(R) CPU"}}, "alpha, cpu (Host CPU); "),
+        ({"host": {"processor": "A CPU"}, "device": {"gpu": "A_GPU"}}, r"alpha, cpu (A\_GPU); "),
+        ({"host": {}, "device": {}}, "Measured on alpha, cpu; "),
+    ],
+)
+def test_rows_without_a_processor_have_that_of_their_provenance(project, capsys, facts, note):
+    rows = make_rows({"W @ x": 1.0, "W * x": 2.0}, *MACHINES[0])
+    path = keep(project, "01_matvec_vs_elementwise", rows.assign(processor=None))
+    provenance = path.with_suffix(".json")
+    provenance.write_text(json.dumps(json.loads(provenance.read_text()) | facts))
+    drawing = next(
+        one
+        for one in find_drawings(find_results(project))[0]
+        if one.name == "matvec-vs-elementwise-alpha-cpu"
+    )
+    measured = measured_on(drawing, find_results(project), Library(project))
+    assert note in cite_figure(project, drawing, *measured)
 
 
 def test_a_figure_without_rows_says_what_to_run(tmp_path, monkeypatch, capsys):

@@ -1,9 +1,11 @@
 """Drawing from data/ alone, and what happens when a file there does not hold."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +14,26 @@ import pytest
 from posmat import figures
 from posmat.charts.times import time_per_method
 from posmat.figures import FigureSpec, draw_figure, rows_digest, save_figure
-from posmat.records import read_rows
+from posmat.records import RecordError, read_rows
 from posmat.report import cli
-from posmat.report.drawing import KINDS, Library, find_drawings, find_results, summarize_groups
+from posmat.report.drawing import (
+    KINDS,
+    Library,
+    find_drawings,
+    find_results,
+    owner_of,
+    summarize_groups,
+)
 from posmat.report.verbs import redraw
-from posmat.tests.sample import MACHINES, PICTURE, TIMES_05, keep, make_project, make_rows
+from posmat.tests.sample import (
+    MACHINES,
+    PICTURE,
+    TIMES_05,
+    keep,
+    make_project,
+    make_rows,
+    two_parts,
+)
 
 NAME = "05_positive_matrix_product"
 
@@ -99,13 +116,38 @@ def no_table(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def no_provenance(path: Path) -> None:
+    path.with_suffix(".json").unlink()
+
+
+def null_host(path: Path) -> None:
+    change_facts(path, host=None)
+
+
+def null_sources(path: Path) -> None:
+    change_facts(path, sources=None)
+
+
+def list_of_modules(path: Path) -> None:
+    change_facts(path, sources={"modules": [1]})
+
+
+def change_facts(path: Path, **facts) -> None:
+    provenance = path.with_suffix(".json")
+    provenance.write_text(json.dumps(json.loads(provenance.read_text()) | facts))
+
+
 BAD = {
     cut_off: "no method or no state: was the file cut off?",
     without_column: "the rows have no column 'seconds'",
     not_a_number: "is in the state 'timed' with the time 'fast'",
     other_provenance: "is not the file that its provenance describes",
     no_table: "cannot be read as rows",
-    Path.unlink: "cannot be read as rows",
+    Path.unlink: "csv is missing: measure again, or restore the file.",
+    no_provenance: "the rows beside it have no provenance",
+    null_host: "has null as 'host', where an object belongs",
+    null_sources: "has null as 'sources', where an object belongs",
+    list_of_modules: "has [1] as 'sources.modules', where an object belongs",
 }
 
 
@@ -115,7 +157,8 @@ def test_a_bad_file_is_one_sentence_and_the_others_are_drawn(small, harm, monkey
     monkeypatch.setattr(cli, "_root", lambda: small)
     assert cli.main(["draw"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith(f"posmat: data/alpha/cpu/{NAME}.csv") and BAD[harm] in lines[0]
+    assert lines[0].startswith(f"posmat: data/alpha/cpu/{NAME}.") and BAD[harm] in lines[0]
+    assert str(small) not in lines[0]
     # The project's README shows that very figure, which is a sentence of its own.
     assert len(lines) == 2 and lines[1].startswith(f"posmat: README.md shows {PICTURE}")
     drawn = {path.stem for path in (small / "reports" / "figures").iterdir()}
@@ -267,9 +310,77 @@ def test_a_chart_that_stumbles_is_told_and_the_others_are_drawn(small, monkeypat
     )
 
 
-def test_provenance_without_rows_beside_it_is_found(project):
+def test_rows_without_provenance_are_found_and_refused(project):
     (project / "data/alpha/cpu/05_positive_matrix_product.json").unlink()
-    library = Library(project)
     results = {result.stem for result in find_results(project) if result.machine == "alpha"}
-    assert NAME in results and len(library.read(project / f"data/alpha/cpu/{NAME}.csv"))
-    assert json.loads((project / "data/alpha/host.json").read_text())["host_identity"] == "alpha"
+    assert NAME in results and f"{NAME}.memory" not in results
+    for name in (NAME, f"{NAME}.memory"):
+        with pytest.raises(RecordError, match=f"data/alpha/cpu/{NAME}.json is missing"):
+            Library(project).read(project / f"data/alpha/cpu/{name}.csv")
+
+
+def test_a_stem_may_begin_as_another_does(small):
+    for scale in ("0", "0.5"):
+        rows = make_rows(TIMES_05, *MACHINES[0])
+        keep(small, f"{NAME}-scale={scale}", rows, memory=rows.head(2))
+    stems = {result.variant for result in find_results(small)}
+    assert {"-scale=0", "-scale=0.5"} <= stems
+    path = small / f"data/alpha/cpu/{NAME}-scale=0.5.memory.csv"
+    assert owner_of(path) == (path.with_name(f"{NAME}-scale=0.5.json"), "memory")
+
+
+@pytest.mark.parametrize("verb", ["draw", "cite"])
+def test_a_frame_that_was_cut_off_is_not_drawn_and_not_cited(small, monkeypatch, capsys, verb):
+    add(monkeypatch, "of-a-frame", "{stem}.csv", "{stem}.memory.csv")
+    monkeypatch.setattr(cli, "_root", lambda: small)
+    assert cli.main(["draw"]) == 0
+    picture = small / "reports/figures/of-a-frame-alpha-cpu.svg"
+    before = picture.read_bytes()
+    frame = small / f"data/alpha/cpu/{NAME}.memory.csv"
+    frame.write_text(frame.read_text()[:-5])
+    capsys.readouterr()
+    assert cli.main([verb, "of-a-frame"]) == 1
+    said = capsys.readouterr()
+    assert f"{NAME}.memory.csv is not the file that its provenance describes" in said.err
+    assert said.err.count("\n") == 1 and picture.read_bytes() == before and "@misc" not in said.out
+    assert cli.main(["draw"]) == 1
+    assert len(list(picture.parent.glob("*.svg"))) == 4
+
+
+def test_a_missing_column_is_named(small, monkeypatch):
+    frame = make_rows(TIMES_05, *MACHINES[0])[["method", "seconds"]]
+    keep(small, NAME, make_rows(TIMES_05, *MACHINES[0]), memory=frame)
+
+    def look(frame: pd.DataFrame) -> str:
+        return str(frame.groupby("multiplier").size())
+
+    spec = FigureSpec("looking", NAME, "It looks", lambda frame, title: look(frame), look)
+    spec = replace(spec, reads=("{stem}.memory.csv",))
+    monkeypatch.setattr(figures, "FIGURES", [spec])
+    assert redraw(small)[1][0] == (
+        f"looking-alpha-cpu cannot be drawn from data/alpha/cpu/{NAME}.memory.csv: "
+        "it has no column or method 'multiplier'."
+    )
+
+
+def test_parts_have_their_own_baselines():
+    table = summarize_groups(two_parts())
+    assert table.index.names == ["part", "method"]
+    assert set(table.loc["forms", "baseline"]) == {"float32 layer"}
+    assert set(table.loc["whole", "baseline"]) == {"element-wise, in blocks"}
+    assert 14 < table.loc[("whole", "sign-magnitude, whole"), "ratio"] < 16
+    assert table.loc[("whole", "element-wise, in blocks"), "ratio"] == 1
+
+
+def test_a_reader_that_leaves_is_no_traceback(small):
+    code = (
+        "import sys, pathlib; from posmat.report import cli; "
+        "cli._root = lambda: pathlib.Path(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    for words in (["cite", PICTURE], ["check"], ["draw", PICTURE]):
+        command = [sys.executable, "-c", code, small, *words]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+        assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+    os.close(write)
