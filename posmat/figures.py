@@ -152,7 +152,7 @@ def find_figure(figure_id: str) -> FigureSpec:
     ids = [spec.id for spec in FIGURES]
     if figure_id in ids:
         return FIGURES[ids.index(figure_id)]
-    near = difflib.get_close_matches(figure_id, ids, n=3, cutoff=0.4) or ids
+    near = difflib.get_close_matches(figure_id, ids, n=3, cutoff=0)
     raise KeyError(f"no figure has the id {figure_id!r}: did you mean {' or '.join(near)}?")
 
 
@@ -196,7 +196,7 @@ def write_figure(figure: Chart, figure_id: str, digest: str, folder: Path, suffi
     }
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
         figure.draw_without_rendering()  # lays it out, once for the three
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         for kind, facts in metadata.items():
             with replacing(folder / f"{figure_id}{suffix}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, metadata=facts)

@@ -17,7 +17,6 @@ from posmat.records import (
     RecordError,
     describe_sources,
     is_read_by,
-    rows_hash,
 )
 from posmat.report.drawing import (
     ALL,
@@ -191,6 +190,7 @@ def _check_summary(
     import pandas as pd
 
     from posmat.history import THEN, rankings, read_seed, then_and_now
+    from posmat.report.freshness import hash_of_all_rows
 
     name = library.say(result.rows)
     try:
@@ -198,9 +198,10 @@ def _check_summary(
         kept = library.read(result.rows)
         read = [one for one in results if one.device != ALL]
         read = [one.rows for one in read if is_read_by(result.machine, one.machine)]
-        rows = pd.concat([library.read(path) for path in read], ignore_index=True)
+        frames = [library.read(path).assign(stem=path.stem) for path in read]
+        rows = pd.concat(frames, ignore_index=True)
         if asked := facts.get("parameters", {}).get("machines"):
-            rows = rows[rows["machine"].isin(str(asked).split(","))]
+            rows = rows[rows["machine"].isin(name.strip() for name in str(asked).split(","))]
         seed = read_seed(result.root / "data" / "seed.csv")
         derived = then_and_now(rows, seed), rankings(rows, seed).reset_index()
         ranked = pd.read_csv(result.table)
@@ -212,12 +213,15 @@ def _check_summary(
         return [f"{name} cannot be made again: {first_line(error)}"], []
     own = [result.machine, THEN]
     again = f"run 'posmat report 10{_of(result.machine)}'."
-    problems = [
-        f"{library.say(path)} was made from other rows of {result.machine} than there are: {again}"
-        for path, old, new in zip((result.rows, result.table), (kept, ranked), derived, strict=True)
-        if not _same(*(one[one["machine"].isin(own)] for one in (old, new)))
-    ]
-    if problems or (facts.get("key") or {}).get("rows") == _key_of_rows(result):
+    problems = []
+    for path, old, new in zip((result.rows, result.table), (kept, ranked), derived, strict=True):
+        # Older sources said less of each line.
+        pair = (one.loc[one["machine"].isin(own), old.columns] for one in (old, new))
+        if not _same(*pair):
+            what = f"was made from other rows of {result.machine} than there are"
+            problems.append(f"{library.say(path)} {what}: {again}")
+    rows_now = hash_of_all_rows(result.root, result.machine)
+    if problems or (facts.get("key") or {}).get("rows") == rows_now:
         return problems, []
     return [], [
         f"{name} was made when data/ held other rows; what it says of {result.machine} still "
@@ -228,14 +232,6 @@ def _check_summary(
 def _of(machine: str) -> str:
     """What the command line of a machine's runs says of it."""
     return {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
-
-
-def _key_of_rows(result: Result) -> str:
-    """What the provenance of a run that reads all rows of today would carry as their key."""
-    from posmat.report.freshness import _all_rows, _hash
-
-    files = _all_rows(result.root, result.machine)
-    return _hash([name, rows_hash(path)] for name, path in files)
 
 
 def _check_orphans(

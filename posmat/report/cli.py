@@ -19,7 +19,9 @@ def main(words: list[str] | None = None) -> int:
     parser = _parser()
     asked = parser.parse_args(words)
     try:
-        return asked.run(asked)
+        code = asked.run(asked)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"posmat: {error}", file=sys.stderr)
         return WRONG_USE
@@ -30,6 +32,7 @@ def main(words: list[str] | None = None) -> int:
         print(f"posmat: stopped by {error or 'Ctrl-C'}.", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # whoever read the output has gone, `head` for one
+        # Python flushes once more as it ends, and would complain then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
 

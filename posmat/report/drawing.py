@@ -159,6 +159,9 @@ class Library:
         found = []
         for paths in drawing.files:
             frames = [self.read(path) for path in paths]
+            if len(frames) > 1:  # which run and variant a row is of
+                pairs = zip(frames, paths, strict=True)
+                frames = [frame.assign(stem=owner_of(path)[0].stem) for frame, path in pairs]
             found.append(
                 frames[0]
                 if len(frames) == 1

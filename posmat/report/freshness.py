@@ -46,7 +46,7 @@ def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
         "torch": torch or importlib.metadata.version("torch"),
     }
     if reads == "rows":
-        key["rows"] = _hash([name, rows_hash(path)] for name, path in _all_rows(root, job.machine))
+        key["rows"] = hash_of_all_rows(root, job.machine)
     return key
 
 
@@ -124,6 +124,11 @@ def code_of(source: str) -> str:
         if len(node.body) > 1 and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return ast.unparse(tree)
+
+
+def hash_of_all_rows(root: Path, own: str) -> str:
+    """One hash of every file of rows that a summary on the machine `own` reads."""
+    return _hash([name, rows_hash(path)] for name, path in _all_rows(root, own))
 
 
 def _all_rows(root: Path, own: str):

@@ -20,7 +20,7 @@ def add_verbs(verbs, root) -> None:
     draw.add_argument(
         "--machine", metavar="NAME", help="only what belongs to this machine (local: your own)"
     )
-    draw.set_defaults(run=unbroken(lambda asked: _draw(root(), asked.figures, asked.machine)))
+    draw.set_defaults(run=lambda asked: _draw(root(), asked.figures, asked.machine))
 
     check = verbs.add_parser(
         "check",
@@ -33,7 +33,7 @@ def add_verbs(verbs, root) -> None:
     check.add_argument(
         "--published", action="store_true", help="leave out your own runs (local, quick)"
     )
-    check.set_defaults(run=unbroken(lambda asked: _check(root(), asked.strict, asked.published)))
+    check.set_defaults(run=lambda asked: _check(root(), asked.strict, asked.published))
 
     compare = verbs.add_parser(
         "compare",
@@ -43,7 +43,7 @@ def add_verbs(verbs, root) -> None:
     )
     compare.add_argument("a", metavar="A", help="a machine (NAME or NAME/DEVICE) or rows (.csv)")
     compare.add_argument("b", metavar="B", help="the other one")
-    compare.set_defaults(run=unbroken(lambda asked: _compare(root(), asked.a, asked.b)))
+    compare.set_defaults(run=lambda asked: _compare(root(), asked.a, asked.b))
 
     cite = verbs.add_parser(
         "cite",
@@ -51,23 +51,7 @@ def add_verbs(verbs, root) -> None:
         description="Without FIGURE the software; with it caption, path and BibTeX of the figure.",
     )
     cite.add_argument("figure", nargs="?", metavar="FIGURE", help="an id, or id-machine-device")
-    cite.set_defaults(run=unbroken(lambda asked: _cite(root(), asked.figure)))
-
-
-def unbroken(run):
-    """A verb whose reader may leave before its end, as `head` does, without a word about it."""
-
-    def with_a_leaving_reader(asked) -> int:
-        try:
-            code = run(asked)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Python flushes once more as it ends, and would complain then.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        return code
-
-    return with_a_leaving_reader
+    cite.set_defaults(run=lambda asked: _cite(root(), asked.figure))
 
 
 def redraw(
