@@ -10,10 +10,11 @@ import pytest
 
 from posmat.history import rankings, read_seed, then_and_now
 from posmat.records import make_folder, read_all_rows, rows_hash
-from posmat.report import checking, cli
+from posmat.report import cli
 from posmat.report.checking import check_project
 from posmat.report.compare import compare_rows
 from posmat.report.drawing import OWN, find_results, summarize_groups
+from posmat.report.freshness import hash_of_all_rows
 from posmat.report.verbs import redraw
 from posmat.tests.sample import (
     MACHINES,
@@ -245,7 +246,7 @@ def summarized(root: Path) -> None:
     then_and_now(rows, seed).to_csv(path, index=False)
     facts = json.loads(path.with_suffix(".json").read_text()) | {"rows_sha256": rows_hash(path)}
     (result,) = (one for one in find_results(root) if one.stem == "10_summary")
-    facts["key"] = {"rows": checking._key_of_rows(result)}
+    facts["key"] = {"rows": hash_of_all_rows(root, "alpha")}
     path.with_suffix(".json").write_text(json.dumps(facts))
     make_folder(result.table.parent)
     rankings(rows, seed).to_csv(result.table)
