@@ -141,7 +141,7 @@ def _choose(device: torch.device) -> Choice:
     chosen = None
     for name in sorted(ready, key=seconds.get):
         took = f"{1000 * seconds[name]:.2f} ms at the seed's size{where}"
-        if chosen:
+        if chosen and seconds[name] < math.inf:
             findings[name] = f"{took}, slower and not tried further"
             continue
         proof = prove(ready[name], device)
