@@ -146,7 +146,8 @@ def _choose(device: torch.device) -> Choice:
             continue
         proof = prove(ready[name], device)
         findings[name] = f"{proof.finding}, {took}" if proof.exact else proof.finding
-        chosen = name if proof.exact else None
+        if proof.exact:
+            chosen = name
     if chosen:
         return Choice(chosen, ready[chosen], findings)
     # Integers element by element need no kernel that could be wrong.
