@@ -1,8 +1,10 @@
 """Sizes are refused before they are allocated; growth and roofs come out of rows as they should."""
 
+import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,6 +37,7 @@ from posmat.scaling import (
 )
 from posmat.summary import AGAIN, FLOOR
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED = ProblemSize(256, 128, 9216)
 LAUNCH_S, INT8_RATE, FLOAT32_RATE, BANDWIDTH = 1e-5, 8e11, 1e11, 1e10  # of an invented machine
 
@@ -288,3 +291,25 @@ def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
 def test_growth_and_roofs_need_no_torch():
     code = "import sys, posmat.roofline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def code_of(notebook):
+    """The code of a notebook, as one text."""
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_no_roof_is_timed_before_its_result_was_compared():
+    code = code_of("07_scaling.ipynb")
+    assert "reference=None" not in code
+    assert "error_bound=" in code and UINT8_PEAK in code
+
+
+def test_a_child_process_that_fails_says_why():
+    code = code_of("06_gemm_formulations.ipynb")
+    assert "check=True" not in code and "done.stderr" in code
+
+
+def test_peak_memory_below_what_the_system_counts_is_not_told_as_none():
+    for notebook in ("06_gemm_formulations.ipynb", "07_scaling.ipynb"):
+        assert "32 * 4096" in code_of(notebook) and 'f"< {' in code_of(notebook)
