@@ -278,13 +278,18 @@ class PositiveLinear(nn.Module):
         weight = self.weight
         if weight.is_inference():  # it does not count its changes, so nothing can be kept
             return self._prepare(weight, method)
-        made_from = weight.data_ptr(), weight._version, weight.dtype, weight.shape, weight.stride()
+        made_from = method, weight._version, weight.dtype
         before = self._prepared_from
-        if not before or before[0] is not weight or before[1:3] != (method, made_from):
+        if (
+            not before
+            or before[0] is not weight
+            or before[1] != made_from
+            or not weight.is_set_to(before[2])  # the same memory, sizes and strides
+        ):
             with torch.inference_mode(False):
                 self._prepared = self._prepare(weight, method)
                 # The alias keeps the memory, whose address would else serve for other weights.
-                self._prepared_from = weight, method, made_from, weight.detach()
+                self._prepared_from = weight, made_from, weight.detach()
         return self._prepared
 
     def _prepare(self, weight: Tensor, method: str):
