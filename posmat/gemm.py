@@ -25,7 +25,7 @@ from torch import Tensor
 
 from posmat.problem import NotAvailable, check_operands
 from posmat.products import FLOAT32_MAX_IN_FEATURES, INT32_MAX_IN_FEATURES, accumulator_dtype
-from posmat.proof import require_exact
+from posmat.proof import is_out_of_memory, require_exact
 from posmat.signmag import SignMagnitude, to_sign_magnitude
 
 # A K block of a sum of uint8 x int8 products, 255 · 128 at the most, fits int32, and so does twice
@@ -36,6 +36,8 @@ INT8_BLOCK = 65_528
 # are read again at once, by the GEMM, and should still be in the second-level cache then.
 BLOCK_BYTES = 576 * 1024
 SCRATCH_LIMIT = 8 * 2**20  # a larger scratch buffer is given back to the system after the call
+
+RECOMPILE_LIMIT = 1024  # programs that PyTorch may compile of the seed's pipeline in one process
 
 
 # --- one GEMM, on any device ---------------------------------------------------------------------
@@ -79,15 +81,17 @@ def direct_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """One GEMM of a CUDA device, which takes int8 only, M above 16, and N and K in eights.
 
-    Zeros fill up what is missing. Bytes are split into their upper bit and their lower seven,
-    a = (a & 127) + 128 (a >> 7), without a look at the data, which would have to wait for it.
+    Zeros fill up what is missing, and cuBLASLt wants rows to begin where it can load from: what is
+    a part of a wider matrix may have to be copied. Bytes are split into their upper bit and their
+    lower seven, a = (a & 127) + 128 (a >> 7), without a look at the data, which would have to wait
+    for it.
     """
     if a.dtype == torch.uint8:
         low = padded_gemm((a & 127).view(torch.int8), b)
         high = padded_gemm((a >> 7).view(torch.int8), b)
         return low.add_(high, alpha=128)
     M, N = a.shape[0], b.shape[1]
-    y = torch._int_mm(pad(a, 8, at_least=24), pad(b.t(), 8).t())
+    y = torch._int_mm(aligned(pad(a, 8, at_least=24)), aligned(pad(b.t(), 8)).t())
     return y[:M, :N].contiguous()
 
 
@@ -99,9 +103,18 @@ def pad(t: Tensor, multiple: int, at_least: int = 0) -> Tensor:
     return F.pad(t, (0, more_columns, 0, more_rows)) if more_rows or more_columns else t
 
 
+def aligned(t: Tensor) -> Tensor:
+    """The same int8 matrix with its first row at a multiple of 16 bytes and all rows in eights."""
+    if t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0:
+        return t
+    return t.clone(memory_format=torch.contiguous_format)
+
+
 def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """One GEMM of a device without int8 arithmetic; exact for the K of its engine."""
-    return (a.float() @ b.float()).int()
+    total = torch.empty((a.shape[0], b.shape[1]), dtype=torch.float32, device=a.device)
+    # Autocast would round the sum to 8 or 11 bits; it leaves alone what is written to `out`.
+    return torch.mm(a.float(), b.float(), out=total).int()
 
 
 ENGINES = {
@@ -123,7 +136,9 @@ def _has_int8_gemm(device: torch.device) -> bool:
     zeros = torch.zeros((32, 32), dtype=torch.int8, device=device)
     try:
         torch._int_mm(zeros, zeros.t())
-    except RuntimeError:  # a card older than int8 tensor cores, or a device without the operation
+    except RuntimeError as error:  # a card older than int8 tensor cores, or no such operation
+        if is_out_of_memory(error):
+            raise  # of the moment: not kept
         return False
     return True
 
@@ -160,6 +175,11 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+
+def release_scratch() -> None:
+    """Give back what this thread's calls have kept for the next ones: some MB at the most."""
+    _scratch.kept.clear()
 
 
 def _block_sizes(M: int, N: int, K: int, device: torch.device, longest: int) -> tuple[int, int]:
@@ -207,7 +227,12 @@ class PositiveWeight(NamedTuple):
 
 
 def prepare_positive(w: Tensor) -> PositiveWeight:
-    """The non-negative parts of int8 weights (N, K), computed once and outside the clock."""
+    """The non-negative parts of int8 weights (N, K), computed once and outside the clock.
+
+    Raises:
+        TypeError, ValueError: see `check_weight`.
+    """
+    check_weight(w)
     clipped = w.clamp(min=-127).contiguous()
     positive, magnitude = clipped.clamp(min=0), clipped.abs()
     is_lowest = w == -128
@@ -216,8 +241,42 @@ def prepare_positive(w: Tensor) -> PositiveWeight:
 
 
 def prepare_float32(w: Tensor) -> Float32Weight:
-    """int8 weights (N, K) as float32."""
+    """int8 weights (N, K) as float32.
+
+    Raises:
+        TypeError, ValueError: see `check_weight`.
+    """
+    check_weight(w)
     return Float32Weight(w.to(torch.float32, memory_format=torch.contiguous_format))
+
+
+def check_weight(w: Tensor) -> None:
+    """Refuse what is not a matrix of int8 weights (N, K).
+
+    Raises:
+        TypeError: w is not int8.
+        ValueError: w is not a matrix.
+    """
+    if w.dtype != torch.int8:
+        raise TypeError(f"w is {w.dtype}: the weights must be torch.int8.")
+    if w.ndim != 2:
+        raise ValueError(
+            f"w has shape {tuple(w.shape)}: it must be a matrix (out_features, in_features)."
+        )
+
+
+def require_kind(method: str, w: object, *prepared: type) -> None:
+    """Refuse weights that were prepared for another method.
+
+    Raises:
+        TypeError: w is neither a tensor nor one of the types that `method` takes prepared.
+    """
+    if not isinstance(w, (Tensor, *prepared)):
+        others = "".join(f" or a {kind.__name__}" for kind in prepared)
+        raise TypeError(
+            f"w is a {type(w).__name__}: {method} takes an int8 tensor{others}. Give it the "
+            "weights themselves, or what was prepared for it."
+        )
 
 
 def float32_product(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
@@ -229,6 +288,7 @@ def float32_product(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
     Raises:
         TypeError, ValueError: see `check_operands`.
     """
+    require_kind("float32_product", w, Float32Weight)
     check_operands(x, _like_int8(w.matrix) if isinstance(w, Float32Weight) else w)
     return blocked_float32(x, w)
 
@@ -241,6 +301,7 @@ def int8_product(x: Tensor, w: Tensor) -> Tensor:
             products in 16 bits, which saturate.
         TypeError, ValueError: see `check_operands`.
     """
+    require_kind("int8_product", w)
     check_operands(x, w)
     require_exact("int8_product", plain_int8, x.device)
     return plain_int8(x, w)
@@ -256,6 +317,7 @@ def one_sided_product(x: Tensor, w: Tensor) -> Tensor:
         NotAvailable: this machine has no GEMM of uint8 and int8 that works.
         TypeError, ValueError: see `check_operands`.
     """
+    require_kind("one_sided_product", w)
     check_operands(x, w)
     require_exact("one_sided_product", one_sided, x.device)
     return one_sided(x, w)
@@ -276,6 +338,7 @@ def positive_matrix_product(x: Tensor, w: Tensor | PositiveWeight) -> Tensor:
         NotAvailable: this machine has no GEMM of uint8 and int8 that works.
         TypeError, ValueError: see `check_operands`.
     """
+    require_kind("positive_matrix_product", w, PositiveWeight)
     check_operands(x, w.magnitude if isinstance(w, PositiveWeight) else w)
     require_exact("positive_matrix_product", positive, x.device)
     return positive(x, w)
@@ -415,16 +478,18 @@ def fused_elementwise_product(x: Tensor, w: Tensor | SignMagnitude) -> Tensor:
     """The seed's pipeline without its memory: a compiler makes one loop of its four steps.
 
     Magnitudes times magnitudes, times signs times signs, summed: no partial product ever leaves
-    the processor. The first call compiles, which takes seconds.
+    the processor. The first call compiles, which takes seconds; so does the first with another
+    number of threads, and the first whose sums need int64.
 
     Args:
         x: X (M, K), int8.
         w: W (N, K), int8, or its signs and magnitudes computed before, as the seed does.
 
     Raises:
-        NotAvailable: torch.compile finds no compiler that works here.
+        NotAvailable: torch.compile finds no compiler that works here, or gave up.
         TypeError, ValueError: see `check_operands`.
     """
+    require_kind("fused_elementwise_product", w, SignMagnitude)
     weight = w if isinstance(w, SignMagnitude) else to_sign_magnitude(w)
     check_operands(x, weight.sign)
     (M, K), N = x.shape, weight.sign.shape[0]
@@ -434,11 +499,19 @@ def fused_elementwise_product(x: Tensor, w: Tensor | SignMagnitude) -> Tensor:
     # A size of 1 would be compiled for itself: 2 at the least, and one program serves all.
     parts = [_two_or_more(part) for part in (*to_sign_magnitude(x), *weight)]
     try:
-        with torch.no_grad(), _quiet_compiler():
+        with torch.no_grad(), _quiet_compiler(), _one_program():
             y = _compiled()(*parts, accumulator)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ImportError, OSError) as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if type(error).__name__ == "FailOnRecompileLimitHit":
+            raise NotAvailable(
+                f"fused_elementwise_product was compiled {RECOMPILE_LIMIT} times in this process, "
+                "each time for other circumstances, and torch.compile gave up: call "
+                "torch.compiler.reset(), or use elementwise_product."
+            ) from error
+        if not isinstance(error, (RuntimeError, ImportError, OSError)):
+            raise
         needed = "Triton" if x.device.type == "cuda" else "a C++ compiler"
         reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise NotAvailable(
@@ -471,6 +544,23 @@ def _seed_pipeline(
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     return torch.compile(_seed_pipeline, dynamic=True, fullgraph=True)
+
+
+@contextlib.contextmanager
+def _one_program() -> Iterator[None]:
+    """Compile once for all sizes, also those that happen to be equal, and as often as it takes.
+
+    PyTorch gives up after eight programs for one function. There is one here for each number of
+    threads, accumulator, device and such switches of the process as autocast.
+    """
+    import torch._dynamo.config as dynamo
+    from torch.fx.experimental import _config as shapes
+
+    with (
+        dynamo.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=RECOMPILE_LIMIT),
+        shapes.patch(use_duck_shape=False),
+    ):
+        yield
 
 
 @contextlib.contextmanager

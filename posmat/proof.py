@@ -5,9 +5,10 @@ switches of the process, and a wrong one gives no sign of it. So a method is tri
 finding is kept for as long as the circumstances that it depends on stay the same.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,16 +41,47 @@ _lock = threading.RLock()
 
 
 def circumstances(device: torch.device) -> tuple:
-    """What the exactness and the speed of a GEMM depend on and a process can change."""
+    """What the exactness and the speed of a GEMM depend on and a process can change.
+
+    The precision of float32 products is asked of each backend by itself: the one word for all of
+    them, `torch.get_float32_matmul_precision`, raises once a single backend was set apart.
+    """
     if device.type == "cpu":
-        threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    else:
-        threads, onednn = None, None
-    return str(device), threads, onednn, torch.get_float32_matmul_precision()
+        precision = _float32_precision("mkldnn")
+        return str(device), torch.get_num_threads(), torch.backends.mkldnn.enabled, precision
+    return str(device), None, None, _float32_precision("cuda")
+
+
+def _float32_precision(backend: str) -> str:
+    # What `torch.backends.<backend>.matmul.fp32_precision` reads, in half its time: after a GEMM,
+    # which leaves nothing else in the caches, that would be 1 % of an exact product.
+    if hasattr(torch._C, "_get_fp32_precision_getter"):
+        return torch._C._get_fp32_precision_getter(backend, "matmul")
+    return torch.get_float32_matmul_precision()
+
+
+def has_onednn() -> bool:
+    """Whether oneDNN, which has the fast int8 GEMM of a CPU, is built in and switched on."""
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, which is of the moment and proves nothing.
+
+    On the host, and from some of CUDA's libraries, PyTorch raises it as a plain RuntimeError.
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(say in str(error) for say in words)
 
 
 def prove(product: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> Proof:
-    """Try a method on the corners of int8 and on random operands; the first finding is kept."""
+    """Try a method on the corners of int8 and on random operands; the first finding is kept.
+
+    Raises:
+        RuntimeError: memory ran out. It is no finding, and the next call tries again.
+    """
     key = (product, circumstances(device))
     if key not in _proofs:
         with _lock:
@@ -73,12 +105,31 @@ def require_exact(name: str, product: Callable[[Tensor, Tensor], Tensor], device
 
 
 def one_call(call: Callable[[], object], device: torch.device) -> float:
-    """The seconds of one call, the device's work included."""
+    """The seconds of one call, the device's work included.
+
+    On a CPU those of this thread's processor time: waiting for a busy processor is none of it. So
+    is what other threads compute, and a call should be made with one thread.
+    """
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     _synchronise(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     _synchronise(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Let PyTorch compute with one thread on a CPU, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def probe_operands(size: ProblemSize, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -106,6 +157,8 @@ def _probe(product: Callable[[Tensor, Tensor], Tensor], device: torch.device) ->
             if wrong:
                 return Proof(False, _wrong(wrong, "random operands", size))
     except RuntimeError as error:  # no such kernel for this device or dtype
+        if is_out_of_memory(error):
+            raise
         return Proof(False, f"it does not run here ({_first_line(error)})")
     return Proof(True, "exact for random operands and all corners of int8")
 

@@ -2,10 +2,11 @@
 
 A roofline says how fast a product can be at the best: as fast as the processor multiplies, or as
 fast as memory brings the operands, whichever is slower. Both are measured in the same run, as rows
-with the axis "roof": the methods "int8 peak" and "float32 peak" are large GEMMs, "copy" copies
-`bytes` of memory. Of these the fastest block counts: a roof is the best that a machine gives. Rows
-with the axis "least" are products of one number by one: what a call costs before it computes
-anything.
+with the axis "roof": the methods "int8 peak", "uint8 peak" and "float32 peak" are large GEMMs,
+"copy" copies `bytes` of memory. Of these the fastest block counts: a roof is the best that a
+machine gives. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also where int8 by
+int8 is not. Rows with the axis "least" are products of one number by one: what a call costs before
+it computes anything.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 from posmat.summary import is_control
 
 SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
-INT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "float32 peak", "copy"
+INT8_PEAK, UINT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "uint8 peak", "float32 peak", "copy"
 FLOAT32_LAYER = "float32 layer"
 GEMMS = {"one_sided_product": 2, "positive_matrix_product": 3}  # where it is not 1
 LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
@@ -65,7 +66,7 @@ class Roofs:
     """What a run measured of its machine.
 
     int8_gmacs, float32_gmacs: 10⁹ multiply-accumulates per second of a large GEMM; int8_gmacs is
-        None where the machine has no int8 GEMM that is exact.
+        None where the machine has no GEMM of 8-bit numbers that is exact, signed or not.
     copies: bytes moved by a copy and bytes per second, from the smallest to the largest.
     launch_s: seconds of a call that computes one number, by method.
     """
@@ -73,7 +74,7 @@ class Roofs:
     def __init__(self, rows: pd.DataFrame):
         timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
         roof = timed[timed["axis"] == "roof"]
-        self.int8_gmacs = _best_rate(roof[roof["method"] == INT8_PEAK])
+        self.int8_gmacs = _best_rate(roof[roof["method"].isin([INT8_PEAK, UINT8_PEAK])])
         self.float32_gmacs = _best_rate(roof[roof["method"] == FLOAT32_PEAK])
         copy = roof[roof["method"] == COPY]
         seconds = copy.groupby("bytes")["seconds"].min().astype(float).sort_index()

@@ -232,25 +232,46 @@ def _measure_in_children(orders: list[list]) -> int:
 def _meminfo(name: str) -> int | None:
     """A line of /proc/meminfo in bytes, or None where there is no such file."""
     try:
-        with open("/proc/meminfo") as file:
-            for line in file:
-                if line.startswith(name + ":"):
-                    return int(line.split()[1]) * 1024
+        lines = _read("/proc/meminfo").splitlines()
     except OSError:
-        pass
-    return None
+        return None
+    found = (int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+    return next((1024 * kib for kib in found), None)
 
 
 def _container_limit(folder: str = "/sys/fs/cgroup") -> int | None:
-    """What a container's memory limit leaves in bytes, or None where there is none."""
+    """What a container's memory limit leaves in bytes, or None where there is none.
+
+    Files that the system keeps in memory count as used; those that it has not read lately it gives
+    up at once when a process wants the memory. The second form is that of cgroup v1.
+    """
+    for most, used, idle in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = _read(f"{folder}/{most}").strip()
+            if limit == "max" or int(limit) >= 2**60:  # v1 writes its largest number for no limit
+                continue
+            taken = int(_read(f"{folder}/{used}"))
+        except (OSError, ValueError):
+            continue
+        return max(0, int(limit) - taken + _statistic(f"{folder}/{os.path.dirname(most)}", idle))
+    return None
+
+
+def _statistic(folder: str, name: str) -> int:
+    """A number of a cgroup's memory.stat, or 0 where there is none."""
     try:
-        with open(f"{folder}/memory.max") as file:
-            most = file.read().strip()
-        with open(f"{folder}/memory.current") as file:
-            used = int(file.read())
-        return None if most == "max" else max(0, int(most) - used)
-    except (OSError, ValueError):
-        return None
+        lines = _read(f"{folder}/memory.stat").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.split()[0] == name)
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from posmat.gemm import (
 )
 from posmat.problem import NotAvailable, ProblemSize, random_operands
 from posmat.products import accumulator_dtype, integer_product, linear_product
+from posmat.signmag import to_sign_magnitude
 
 CPU = torch.device("cpu")
 INT8_IS_EXACT = proof.prove(gemm.plain_int8, CPU).exact
@@ -204,6 +205,55 @@ def test_float32_is_exact_whatever_precision_is_asked_of_matrix_products(precisi
         torch.set_float32_matmul_precision(before)
 
 
+PRECISIONS = [
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.mkldnn.fp32_precision = 'bf16'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+]
+
+
+@pytest.mark.parametrize("setter", PRECISIONS)
+def test_exact_whichever_setting_asks_for_less_precision(setter):
+    """In a process of its own: some of these settings cannot be taken back."""
+    code = f"""
+        import torch
+        from posmat.exact import exact_product, explain
+        from posmat.gemm import blocked_float32, positive_matrix_product
+        from posmat.proof import circumstances, prove
+
+        cpu = torch.device("cpu")
+        before = circumstances(cpu), circumstances(torch.device("cuda", 0))
+        {setter}
+        assert before != (circumstances(cpu), circumstances(torch.device("cuda", 0)))
+        x, w = (torch.randint(-128, 128, (n, 2100), dtype=torch.int8) for n in (70, 50))
+        for method in (exact_product, positive_matrix_product, blocked_float32):
+            assert torch.equal(method(x, w).long(), x.long() @ w.long().T)
+        assert prove(blocked_float32, cpu).exact and "exact" in explain()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_exact_under_autocast(dtype, monkeypatch):
+    monkeypatch.setattr(proof, "_proofs", {})
+    monkeypatch.setattr(exact, "_choices", {})
+    x, w = operands(33, 20, 1500)
+    with torch.autocast("cpu", dtype=dtype):
+        check(exact_product, x, w)
+        check(float32_product, x, w)
+        a, b = x[:, :1024].contiguous(), w[:, :1024].t()
+        assert torch.equal(gemm.float32_gemm(a, b).long(), a.long() @ b.long())
+        monkeypatch.setattr(gemm, "engine_for", lambda device: ENGINES["float32"])
+        check(one_sided_product, x, w)
+        check(positive_matrix_product, x, w)
+
+
 @pytest.mark.parametrize("raw", RAW)
 @pytest.mark.parametrize("columns", [1, 7, 8])
 def test_blocks_of_rows_and_columns(raw, columns, monkeypatch, threads):
@@ -278,6 +328,33 @@ def test_prepared_weights_that_do_not_fit_are_refused():
             method(x, prepared)
 
 
+@pytest.mark.parametrize("prepare", [prepare_positive, prepare_float32])
+def test_only_matrices_of_int8_are_prepared(prepare):
+    w = operands(1, 3, 8)[1]
+    for other in (w.float(), w.view(torch.uint8), w.int()):
+        with pytest.raises(TypeError, match=r"the weights must be torch\.int8"):
+            prepare(other)
+    with pytest.raises(ValueError, match="must be a matrix"):
+        prepare(w[0])
+
+
+def test_weights_prepared_for_another_method_are_refused():
+    x, w = operands(4, 3, 8)
+    own = {
+        float32_product: prepare_float32(w),
+        positive_matrix_product: prepare_positive(w),
+        fused_elementwise_product: to_sign_magnitude(w),
+        one_sided_product: None,
+        int8_product: None,
+        exact_product: None,
+    }
+    for method, prepared in own.items():
+        for foreign in (*own.values(), w.numpy()):
+            if foreign is not None and foreign is not prepared:
+                with pytest.raises(TypeError, match=f"w is a .*: {method.__name__} takes an int8"):
+                    method(x, foreign)
+
+
 # --- what other devices need, tried on this one --------------------------------------------------
 
 
@@ -290,6 +367,9 @@ def strict_int8_gemm(monkeypatch):
         assert a.dtype == b.dtype == torch.int8
         assert a.shape[0] > 16
         assert a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0
+        for rows in (a, b.t()):
+            assert rows.stride(1) == 1 and rows.stride(0) % 8 == 0
+            assert rows.data_ptr() % 16 == 0
         return real(a, b)
 
     monkeypatch.setattr(torch, "_int_mm", strict)
@@ -308,6 +388,18 @@ def test_padding_and_splitting_for_cuda(raw, strict_int8_gemm, monkeypatch):
     x, w = operands(20, 9, 66)
     check(raw, x.t().contiguous().t(), w[:1].expand(9, 66))
     check(raw, *operands(2, 3, 131_073))
+    for x, w in unaligned():
+        check(raw, x, w)
+
+
+def unaligned():
+    """Operands whose rows begin where CUDA's int8 GEMM cannot load from."""
+    wider_x, wider_w = operands(24, 16, 67)
+    yield wider_x[:, 1:65], wider_w[:, 1:65]
+    yield operands(24, 8, 65_537)  # its last block begins anywhere
+    x, w = operands(24, 16, 64)
+    longer = torch.empty(24 * 64 + 3, dtype=torch.int8)
+    yield longer[3:].view(24, 64).copy_(x), w
 
 
 @needs_int8
@@ -368,6 +460,13 @@ def test_cuda(method):
         except NotAvailable as error:
             pytest.skip(str(error))
         assert torch.equal(y.cpu().long(), integer_product(x, w[:1].expand(N, K)))
+    on_cuda = torch.empty(24 * 67 + 3, dtype=torch.int8, device="cuda")
+    for x, w in unaligned():
+        offset = on_cuda[3 : 3 + x.numel()].view(x.shape).copy_(x) if x.numel() < 1600 else x.cuda()
+        wider = torch.zeros((w.shape[0], w.shape[1] + 3), dtype=torch.int8, device="cuda")
+        wider[:, 1:-2] = w
+        y = method(offset, wider[:, 1:-2])
+        assert torch.equal(y.cpu().long(), integer_product(x, w))
     assert "exact_product on cuda" in explain("cuda")
 
 
@@ -425,8 +524,39 @@ def test_without_a_proved_method_the_choice_is_integers(monkeypatch):
     assert "wrong" in choice.findings["off by one"]
 
 
+@pytest.fixture
+def busy_machine():
+    """Twice as many processes as there are processors, each computing all the time."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    yield
+    for process in busy:
+        process.kill()
+        process.wait()
+
+
+def test_the_loop_is_not_chosen_on_a_busy_machine(busy_machine, threads, monkeypatch):
+    monkeypatch.setattr(proof, "_proofs", {})
+    monkeypatch.setattr(exact, "_choices", {})
+    threads(2)
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        text = explain()
+    assert text.startswith("exact_product on cpu, 2 threads: float32_product\n")
+    assert text.count("a loop") == 2 and torch.get_num_threads() == 2
+
+
+@needs_int8
+def test_a_kernel_is_not_taken_for_a_loop_on_a_busy_machine(busy_machine, threads):
+    threads(2)
+    for _ in range(5):
+        assert not exact._why_slow(gemm.plain_int8, CPU)
+        assert not exact._why_slow(gemm.one_sided, CPU)
+
+
 def test_a_slow_loop_is_not_chosen(monkeypatch, threads):
-    threads(1)  # two that wait for each other on a busy machine can be slower than any loop
+    threads(2)
 
     def loop(x, w):
         rows = [[(a.int() * b.int()).sum(dtype=torch.int32) for b in w] for a in x]
@@ -450,6 +580,44 @@ def test_without_onednn(threads):
             check(method, *operands(20, 9, 65))
             check(method, *operands(5, 4, 1))
     check(exact_product, *operands(20, 9, 65))
+
+
+@pytest.mark.parametrize("ask", [explain, exact.chosen_method])
+@pytest.mark.parametrize("device", ["xpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(ask, device):
+    with pytest.raises(ValueError, match=device):
+        ask(device)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_ran_out_once_is_no_finding(failure, monkeypatch):
+    failures = [failure]
+
+    def product(x, w):
+        if failures:
+            raise failures.pop()
+        return gemm.blocked_float32(x, w)
+
+    with pytest.raises(RuntimeError, match="memory"):
+        proof.prove(product, CPU)
+    assert proof.prove(product, CPU).exact
+
+    def missing(a, b):
+        raise failure
+
+    gemm._has_int8_gemm.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "_int_mm", missing)
+        with pytest.raises(RuntimeError, match="memory"):
+            gemm._has_int8_gemm(CPU)
+    assert gemm._has_int8_gemm(CPU)
+    gemm._has_int8_gemm.cache_clear()
 
 
 def test_explain_names_the_choice_and_every_candidate():
@@ -588,6 +756,14 @@ def test_large_scratch_is_not_kept(monkeypatch):
     assert not gemm._scratch.kept
 
 
+def test_scratch_is_given_back_when_asked():
+    check(positive_matrix_product, *operands(64, 32, 500))
+    assert gemm._scratch.kept
+    gemm.release_scratch()
+    assert not gemm._scratch.kept
+    check(positive_matrix_product, *operands(64, 32, 500))
+
+
 # --- the layer -----------------------------------------------------------------------------------
 
 LAYERS = [name for name in LAYER_METHODS if name != "int8" or INT8_IS_EXACT] + ["exact"]
@@ -645,6 +821,68 @@ def test_a_layer_follows_its_weight(method):
         assert not made(x).any()
 
 
+@pytest.mark.parametrize("method", GEMM_LAYERS)
+def test_a_layer_follows_a_weight_that_was_replaced_behind_its_back(method):
+    x, w = operands(5, 7, 33)
+    layer = PositiveLinear(w, method)
+
+    def follows():
+        return torch.equal(
+            layer(x[:, : layer.weight.shape[1]]).long(),
+            integer_product(x[:, : layer.weight.shape[1]], layer.weight),
+        )
+
+    layer.weight.data = w.clamp(-5, 5)
+    assert follows()
+    for seed in range(5):  # the memory of an old weight must not serve for a new one
+        layer.weight.data = operands(5, 7, 33, seed=seed)[1]
+        layer.weight.data = operands(5, 7, 33, seed=seed + 9)[1]
+        assert follows()
+    torch.utils.swap_tensors(layer.weight, w.clamp(-9, 9))
+    assert follows()
+    layer.weight.data = layer.weight.data[:, :20]
+    assert follows()
+    layer.weight.data.copy_(-layer.weight)
+    layer.refresh()
+    assert follows()
+    layer.weight.numpy()[:] = 3
+    layer.refresh()
+    assert follows()
+
+
+@pytest.mark.parametrize("method", LAYERS)
+def test_a_layer_refuses_a_weight_that_is_no_longer_int8(method):
+    x, w = operands(5, 7, 33)
+    layer = PositiveLinear(w, method).type(torch.uint8)
+    with pytest.raises(TypeError, match=r"torch\.int8"):
+        layer(x)
+    layer = PositiveLinear(w, method)
+    layer.weight = w.float() * 0.5
+    with pytest.raises(TypeError, match=r"torch\.int8"):
+        layer(x)
+
+
+@pytest.mark.parametrize("method", GEMM_LAYERS)
+def test_a_layer_of_any_number_of_dimensions_and_none_of_inputs(method):
+    layer = PositiveLinear(operands(1, 7, 0)[1], method)
+    y = layer(torch.zeros(2, 3, 0, dtype=torch.int8))
+    assert y.shape == (2, 3, 7) and not y.any()
+    assert PositiveLinear(operands(1, 7, 4)[1], method)(y.to(torch.int8)[:0, :, :4]).shape[0] == 0
+    with pytest.raises(ValueError, match="no dimension"):
+        layer(torch.tensor(3, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("method", LAYERS)
+def test_a_layer_without_data_waits_for_them(method):
+    x, w = operands(5, 7, 33)
+    layer = PositiveLinear(torch.empty_like(w, device="meta"), method)
+    with pytest.raises(RuntimeError, match="the weight has no data"):
+        layer(x)
+    if method != "fused_elementwise":
+        layer.load_state_dict({"weight": w}, assign=True)
+        assert torch.equal(layer(x).long(), integer_product(x, w))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("method", GEMM_LAYERS)
 def test_a_layer_moves(method):
@@ -682,3 +920,46 @@ def test_the_compiled_pipeline():
         pytest.skip(str(error))
     x, w = problems[0]
     assert torch.equal(PositiveLinear(w, "fused_elementwise")(x).long(), integer_product(x, w))
+
+
+def test_one_program_for_all_sizes_and_one_more_for_each_number_of_threads(threads):
+    """PyTorch gives up after eight programs; sizes, equal or not, must not take any."""
+    import torch._dynamo.utils as dynamo
+
+    def programs():
+        return dynamo.counters["stats"]["unique_graphs"]
+
+    try:
+        check(fused_elementwise_product, *operands(3, 5, 70))
+    except NotAvailable as error:
+        pytest.skip(str(error))
+    before = programs()
+    for sizes in ((8, 8, 8), (8, 8, 70), (8, 70, 8), (70, 8, 8), (1, 1, 1), (2, 1, 2)):
+        check(fused_elementwise_product, *operands(*sizes))
+    assert programs() == before
+    for count in range(1, 11):
+        threads(count)
+        check(fused_elementwise_product, *operands(3, 5, 70))
+    assert programs() > 8
+
+
+def test_what_stops_the_compiled_pipeline_is_told_apart(monkeypatch):
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    def raising(error):
+        def program(*arguments):
+            raise error
+
+        monkeypatch.setattr(gemm, "_compiled", lambda: program)
+
+    x, w = operands(3, 5, 70)
+    raising(FailOnRecompileLimitHit("too many"))
+    with pytest.raises(NotAvailable, match="gave up"):
+        fused_elementwise_product(x, w)
+    raising(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    with pytest.raises(RuntimeError, match="allocate") as caught:
+        fused_elementwise_product(x, w)
+    assert not isinstance(caught.value, NotAvailable)
+    raising(RuntimeError("no compiler"))
+    with pytest.raises(NotAvailable, match="Install a C"):
+        fused_elementwise_product(x, w)

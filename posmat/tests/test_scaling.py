@@ -1,8 +1,10 @@
 """Sizes are refused before they are allocated; growth and roofs come out of rows as they should."""
 
+import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +17,7 @@ from posmat.roofline import (
     FLOAT32_LAYER,
     FLOAT32_PEAK,
     INT8_PEAK,
+    UINT8_PEAK,
     along,
     exponents,
     least_bytes,
@@ -34,6 +37,7 @@ from posmat.scaling import (
 )
 from posmat.summary import AGAIN, FLOOR
 
+ROOT = Path(__file__).resolve().parents[2]
 SEED = ProblemSize(256, 128, 9216)
 LAUNCH_S, INT8_RATE, FLOAT32_RATE, BANDWIDTH = 1e-5, 8e11, 1e11, 1e10  # of an invented machine
 
@@ -151,6 +155,29 @@ def test_free_bytes_heed_the_limit_of_a_container(tmp_path):
     assert _container_limit(str(tmp_path / "none")) is None
 
 
+def test_files_that_are_kept_in_memory_do_not_count_as_used(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 350\nfile 550\ninactive_file 500\n\n")
+    assert _container_limit(str(tmp_path)) == 600
+    (tmp_path / "memory.stat").write_text("anon 350\n")
+    assert _container_limit(str(tmp_path)) == 100
+    (tmp_path / "memory.current").write_text("1900\n")
+    assert _container_limit(str(tmp_path)) == 0
+
+
+def test_the_limit_of_an_older_container(tmp_path):
+    """cgroup v1, where the numbers of a container's own children are the total ones."""
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text("1000\n")
+    (folder / "memory.usage_in_bytes").write_text("700\n")
+    (folder / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 200\n")
+    assert _container_limit(str(tmp_path)) == 500
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert _container_limit(str(tmp_path)) is None
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_free_bytes_of_a_cuda_device():
     before = free_bytes("cuda")
@@ -249,6 +276,40 @@ def test_a_machine_without_an_int8_gemm_has_one_roof_less(rows):
     assert not any(text.startswith("int8 peak") for text in texts)
 
 
+def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
+    """Without VNNI int8_product is not exact, and one_sided_product runs on 8-bit numbers still."""
+    rows = rows[rows["method"] != "int8_product"].copy()
+    rows.loc[rows["method"] == INT8_PEAK, ["state", "seconds"]] = ["not available", None]
+    magnitudes = pd.DataFrame([row(UINT8_PEAK, (1024,) * 3, 1024**3 / INT8_RATE, "roof")])
+    roofs = measured_roofs(pd.concat([rows, magnitudes], ignore_index=True).convert_dtypes())
+    assert roofs.peak_gmacs("one_sided_product") * 1e9 == pytest.approx(INT8_RATE)
+    assert roofs.peak_gmacs("positive_matrix_product") * 1e9 == pytest.approx(INT8_RATE)
+    assert roofs.peak_gmacs(FLOAT32_LAYER) * 1e9 == pytest.approx(FLOAT32_RATE)
+    assert measured_roofs(rows).peak_gmacs("one_sided_product") * 1e9 == pytest.approx(FLOAT32_RATE)
+
+
 def test_growth_and_roofs_need_no_torch():
     code = "import sys, posmat.roofline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def code_of(notebook):
+    """The code of a notebook, as one text."""
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_no_roof_is_timed_before_its_result_was_compared():
+    code = code_of("07_scaling.ipynb")
+    assert "reference=None" not in code
+    assert "error_bound=" in code and UINT8_PEAK in code
+
+
+def test_a_child_process_that_fails_says_why():
+    code = code_of("06_gemm_formulations.ipynb")
+    assert "check=True" not in code and "done.stderr" in code
+
+
+def test_peak_memory_below_what_the_system_counts_is_not_told_as_none():
+    for notebook in ("06_gemm_formulations.ipynb", "07_scaling.ipynb"):
+        assert "32 * 4096" in code_of(notebook) and 'f"< {' in code_of(notebook)
