@@ -26,7 +26,7 @@ from torch import Tensor
 from posmat.problem import NotAvailable, check_operands
 from posmat.products import FLOAT32_MAX_IN_FEATURES, INT32_MAX_IN_FEATURES, accumulator_dtype
 from posmat.proof import is_out_of_memory, require_exact
-from posmat.signmag import SignMagnitude, to_sign_magnitude
+from posmat.signmag import SignMagnitude, as_sign_magnitude, to_sign_magnitude
 
 # A K block of a sum of uint8 x int8 products, 255 · 128 at the most, fits int32, and so does twice
 # the sum of magnitudes; a multiple of 8, as CUDA wants it.
@@ -490,7 +490,7 @@ def fused_elementwise_product(x: Tensor, w: Tensor | SignMagnitude) -> Tensor:
         TypeError, ValueError: see `check_operands`.
     """
     require_kind("fused_elementwise_product", w, SignMagnitude)
-    weight = w if isinstance(w, SignMagnitude) else to_sign_magnitude(w)
+    weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
     (M, K), N = x.shape, weight.sign.shape[0]
     accumulator = accumulator_dtype(K)
