@@ -6,7 +6,7 @@ weights by the multiplier that is asked for; scales and biases are float64 and t
 multiplier, so that two multipliers whose sums agree give the same logits, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from posmat.fibonacci import Quantized, quantize_magnitudes
 from posmat.inexact import inexact_product
 from posmat.multipliers import Multiplier
 
+TEST_SHARE = 0.25  # of the images that are for testing
+FEWEST_SPLITS = 5  # for an interval: below, nobody could tell how much splits differ
 LARGEST = 127  # an input's largest magnitude: inputs are non-negative, pixels and ReLU outputs
 
 
@@ -33,7 +35,7 @@ class DigitImages(NamedTuple):
         return DigitImages(*(part.to(device) for part in self))
 
 
-def load_digit_images(seed: int = 0, test_share: float = 0.25) -> DigitImages:
+def load_digit_images(seed: int = 0, test_share: float = TEST_SHARE) -> DigitImages:
     """Split the digits into a part to train with and a part to test with, on the CPU.
 
     Args:
@@ -159,3 +161,41 @@ def quantize_network(
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The share of images whose largest logit is that of their label."""
     return float((logits.argmax(1) == labels).double().mean())
+
+
+class MeanDifference(NamedTuple):
+    """The mean of differences over splits of the same images, and its 95 % interval.
+
+    low, high: None where there are too few splits to tell.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def mean_difference(differences: Sequence[float], test_share: float = TEST_SHARE) -> MeanDifference:
+    """The mean over random splits of the same images, with an interval that knows that they share.
+
+    Splits of the same images are not independent, and a plain t interval over them is too narrow.
+    By Nadeau and Bengio's correction (Inference for the Generalization Error, 2003) the variance of
+    the mean is that of one split times 1/n + test images / training images, rather than 1/n.
+
+    Args:
+        differences: of an accuracy between two ways, one for each split.
+        test_share: of the images that each split tests with.
+
+    Raises:
+        ValueError: there are no differences.
+    """
+    from scipy import stats  # which scikit-learn needs too
+
+    values = torch.tensor(list(differences), dtype=torch.float64)
+    if not len(values):
+        raise ValueError("there are no differences: give one for each split.")
+    mean, n = float(values.mean()), len(values)
+    if n < FEWEST_SPLITS:
+        return MeanDifference(mean, None, None)
+    variance = float(values.var()) * (1 / n + test_share / (1 - test_share))
+    reach = float(stats.t.ppf(0.975, n - 1)) * variance**0.5
+    return MeanDifference(mean, mean - reach, mean + reach)

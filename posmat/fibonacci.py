@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 MAX_BITS = 16
+COARSE, FINE = (
+    2048,
+    256,
+)  # candidates for a scale: over the whole range, and around the best of them
 
 
 def fibonacci_codes(bits: int = 7) -> Tensor:
@@ -50,7 +54,8 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
 
     Raises:
         TypeError: x does not hold integers.
-        ValueError: x holds a number outside 0..2**bits - 1, or `bits` is outside 1..16.
+        ValueError: x holds a number outside 0..2**bits - 1, or one whose code its dtype does not
+            hold (int8 ends at 127, and of 8 bits 107 goes to 128); `bits` is outside 1..16.
     """
     codes = _codes(_checked_bits(bits)).to(x.device)
     wide = _non_negative_integers(x)
@@ -61,7 +66,15 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
         )
     # Whole x is at or above the midpoint exactly when it is at or above the midpoint rounded up.
     midpoints = (codes[:-1] + codes[1:] + 1) // 2
-    return codes[torch.bucketize(wide, midpoints, right=True)].to(x.dtype)
+    nearest = codes[torch.bucketize(wide, midpoints, right=True)]
+    limit = torch.iinfo(x.dtype).max
+    if codes[-1] > limit and nearest.numel() and int(nearest.max()) > limit:
+        first = int(wide[nearest > limit][0])
+        raise ValueError(
+            f"x holds {first} as {x.dtype}, which ends at {limit}, and the nearest code of {bits} "
+            f"bits is {int(nearest[wide == first][0])}: give fewer bits, or x in a wider dtype."
+        )
+    return nearest.to(x.dtype)
 
 
 class Quantized(NamedTuple):
@@ -96,21 +109,24 @@ def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
 def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantized:
     """Quantize a float weight to int8 whose magnitudes are among `codes`, at the best scale.
 
-    The scale is searched over 2,048 candidates, from one that maps the largest weight well below
-    the largest code to one that clips most weights, and then refined: with the codes held fixed
-    the best scale has a closed form. Each weight takes the nearest code, a tie the larger one.
+    The scale is searched between the two beyond which it cannot lie (at one the largest weight
+    takes the smallest code, at the other most weights are clipped), first over the whole range and
+    then around the best. Lastly it is refined: with the codes held fixed the best scale has a
+    closed form. Each weight takes the nearest code, a tie the larger one.
 
     Sorting the magnitudes once turns a candidate's error into look-ups of prefix sums at the few
-    midpoints between codes, so the search costs little beside the sort.
+    midpoints between codes: the search costs the same for any number of weights, nearly.
 
     Args:
-        weight: any floating dtype, any shape, finite.
-        codes: ascending magnitudes that begin with 0 and end by 127; the default is all of
-            0..127, plain symmetric int8.
+        weight: any floating dtype, any shape, finite; the largest magnitude 0 or in 1e-250..1e150,
+            so that squares can be told.
+        codes: ascending integers that begin with 0 and end by 127; the default is all of 0..127,
+            plain symmetric int8.
 
     Raises:
-        TypeError: the weight is not floating.
-        ValueError: it is empty or holds a number that is not finite; the codes are not as asked.
+        TypeError: the weight is not floating, or the codes are not a tensor of integers.
+        ValueError: the weight is empty, holds a number that is not finite, or its largest magnitude
+            is beyond the range; the codes are not as asked.
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -118,6 +134,9 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
     if weight.numel() == 0 or not bool(torch.isfinite(weight).all()):
         raise ValueError("the weight is empty or holds a number that is not finite.")
     codes = torch.arange(128) if codes is None else codes
+    if not _holds_integers(codes):
+        found = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"the codes are {found}: they must be a tensor of integers.")
     ascending = codes.ndim == 1 and len(codes) > 1 and bool((codes[1:] > codes[:-1]).all())
     if not ascending or int(codes[0]) != 0 or int(codes[-1]) > 127:
         raise ValueError("the codes must ascend from 0 to at most 127, and there must be two.")
@@ -126,6 +145,11 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
     largest = float(magnitude.max())
     if largest == 0:
         return Quantized(torch.zeros_like(weight, dtype=torch.int8), 1.0, 0.0, 0.0)
+    if not 1e-250 <= largest <= 1e150:
+        raise ValueError(
+            f"the weight's largest magnitude is {largest:g}, and float64 does not hold the squares "
+            "of such numbers: multiply the weight by a constant that brings it to about 1."
+        )
     # In units of the largest weight, so that no square underflows or overflows.
     ordered = (magnitude / largest).sort().values
     codes = codes.to(device=ordered.device, dtype=torch.float64)
@@ -146,10 +170,18 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
         with_weight, with_self = moments(scales)
         return total - 2 * scales * with_weight + scales * scales * with_self
 
-    # From a largest weight at half the largest code, up to clipping all but 1/8 of the range.
-    candidates = torch.logspace(1, -3, 2048, base=2, dtype=torch.float64, device=ordered.device)
-    candidates = candidates / codes[-1]
-    scale = candidates[errors(candidates).argmin()].reshape(1)
+    # Too large a scale: every weight is nearest to 0. Too small: with the last code below half the
+    # median of the weights that are not zero, half of them or more are clipped, each by more than
+    # any other can be rounded by, and all together gain by a larger scale.
+    zeros = torch.searchsorted(ordered, 0.0, right=True)
+    median = ordered[(zeros + len(ordered)) // 2]
+    low, high = (median / 2 / codes[-1]).clamp_min(1e-30), 2 / codes[1]
+    for candidates in (COARSE, FINE):
+        steps = torch.linspace(0, 1, candidates, dtype=torch.float64, device=ordered.device)
+        scales = low * (high / low) ** steps
+        best = int(errors(scales).argmin())
+        scale = scales[best : best + 1]
+        low, high = scales[max(best - 1, 0)], scales[min(best + 1, candidates - 1)]
     for _ in range(50):
         with_weight, with_self = moments(scale)
         better = with_weight / with_self.clamp_min(1)
@@ -183,14 +215,15 @@ def _checked_bits(bits: int) -> int:
     return bits
 
 
+def _holds_integers(x: Tensor) -> bool:
+    if not isinstance(x, Tensor) or x.dtype is torch.bool:
+        return False
+    return not (x.is_floating_point() or x.is_complex())
+
+
 def _non_negative_integers(x: Tensor) -> Tensor:
     """x as int64, whose shifts and look-ups every device has for every integer dtype."""
-    if (
-        not isinstance(x, Tensor)
-        or x.is_floating_point()
-        or x.is_complex()
-        or x.dtype is torch.bool
-    ):
+    if not _holds_integers(x):
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x is {found}: a Fibonacci code is asked of a tensor of integers.")
     wide = x.long()

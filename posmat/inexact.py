@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from posmat.exact import chosen_method, exact_product
 from posmat.gemm import as_rows, engine_for
-from posmat.multipliers import BitTerm, Multiplier, find_multiplier
+from posmat.multipliers import BitTerm, Multiplier, find_multiplier, multiplier_names
 from posmat.problem import check_operands
 from posmat.products import INT32_MAX_IN_FEATURES
 
@@ -34,9 +34,10 @@ PATHS = ("auto", "exact", "gemm", "lookup")
 LOOKUP_IN_GEMMS = 128
 GEMM_BLOCK = 65_528  # the largest K of one int8 GEMM here: its sums fit int32; a multiple of 8
 SCRATCH_BYTES = 4 * 2**20  # of mapped operands at a time
-COLUMN_BYTES = 16 * 1024  # a K block with all its columns, for each row: 4 MiB for 256 rows
-EMBED_BYTES = 288 * 1024  # of x that are mapped at a time, to stay in the second-level cache
-INDEX_BYTES = 256 * 1024  # of look-up indices that are made at a time, for the same reason
+COLUMN_BYTES = 8 * 1024  # a K block with all its columns, for each row: 2 MiB for 256 rows
+EMBED_BYTES = 1152 * 1024  # of x that are mapped at a time: smaller parts cost more calls
+INDEX_BYTES = 512 * 1024  # of look-up indices that are made at a time, to stay in the cache
+KEPT_BYTES = 16 * 2**20  # a larger scratch buffer is given back to the system after the call
 GATHER_ROWS = 16  # up to so many rows of x, single look-ups are faster than rows of the table
 
 
@@ -147,20 +148,25 @@ def straight_through_product(x: Tensor, w: Tensor, multiplier: str | Multiplier)
         ValueError: an element is not a whole number in -128..127; see also `inexact_product`.
     """
     found = find_multiplier(multiplier)
-    codes = _as_int8(w, "w")
-    return _StraightThrough.apply(x, w, _prepare(codes, found, choose_path(codes, found)))
+    codes, w_codes = _as_int8(x, "x"), _as_int8(w, "w")
+    check_operands(codes, w_codes)
+    prepared = _prepare(w_codes, found, choose_path(w_codes, found))
+    return _StraightThrough.apply(x, w, codes, prepared)
 
 
 class InexactLinear(nn.Module):
     """A linear layer of int8 weights whose every multiplication is done by `multiplier`.
 
-    What the product needs of the weights is prepared once, here and after a move or a load. Only
-    the int8 weight and the table are in the state dict; the table that is loaded is used.
+    What the product needs is prepared once, here, and anew after the weight or the table was moved,
+    loaded or written to (PyTorch counts what is written, except through `.data`, which the layer
+    therefore cannot see). Only the int8 weight and the table are in the state dict, and in its
+    metadata the table's convention and name: a layer that loads them multiplies as the one that
+    saved them. Without the metadata, a plain dict's, the layer's own convention stays.
 
     Args:
         w: W (out_features, in_features), int8; it is copied.
         multiplier: a Multiplier or the name of a shipped one.
-        path: 'auto', 'exact', 'gemm' or 'lookup', see `choose_path`; the one that was taken is the
+        path: 'auto', 'exact', 'gemm' or 'lookup', see `choose_path`; the one that is taken is the
             attribute `path`.
 
     Raises:
@@ -172,19 +178,28 @@ class InexactLinear(nn.Module):
 
     def __init__(self, w: Tensor, multiplier: str | Multiplier, path: str = "auto"):
         super().__init__()
-        self.multiplier = find_multiplier(multiplier)
+        self._multiplier = find_multiplier(multiplier)
         self.asked_path = path
-        if not isinstance(w, Tensor):
-            raise TypeError(f"w is a {type(w).__name__}: it must be a tensor of torch.int8.")
-        self.path = choose_path(w, self.multiplier, path)
+        _check_weight(w, self._multiplier)
         with torch.inference_mode(False):  # a tensor of inference mode does not count its changes
             weight = w.detach().clone(memory_format=torch.contiguous_format)
-            table = torch.tensor(self.multiplier.table, device=w.device)
+            table = torch.tensor(self._multiplier.table, device=w.device)
         self.register_buffer("weight", weight)
         self.register_buffer("table", table)
         self._prepared: _Prepared | None = None
-        self._prepared_from: tuple[Tensor, int] | None = None
-        self._prepare()
+        self._prepared_from: list[tuple[Tensor, int]] = []
+        self._ready()
+
+    @property
+    def multiplier(self) -> Multiplier:
+        """The multiplier of the table as it is now."""
+        self._ready()
+        return self._multiplier
+
+    @property
+    def path(self) -> str:
+        """The way that is taken for the weight and the table as they are now."""
+        return self._ready().path
 
     @property
     def in_features(self) -> int:
@@ -210,7 +225,7 @@ class InexactLinear(nn.Module):
                 "straight_through with floating x."
             )
         flat = self._flat(x)
-        return self._prepare().product(flat).reshape(*x.shape[:-1], self.out_features)
+        return self._ready().product(flat).reshape(*x.shape[:-1], self.out_features)
 
     def straight_through(self, x: Tensor) -> Tensor:
         """The same for a floating X (..., K) of int8 values, with the exact layer's gradient.
@@ -218,23 +233,25 @@ class InexactLinear(nn.Module):
         Raises:
             TypeError, ValueError: see `straight_through_product`.
         """
-        weight = self.weight.to(x.dtype) if x.is_floating_point() else self.weight
-        y = _StraightThrough.apply(self._flat(x), weight, self._prepare())
+        codes = self._flat(_as_int8(x, "x"))
+        flat, weight = x.reshape(codes.shape), self.weight.to(x.dtype)
+        y = _StraightThrough.apply(flat, weight, codes, self._ready())
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Sizes, multiplier and path, for `print(layer)`."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        if self.weight.is_meta:  # without numbers there is no path yet
+            return f"{sizes}, multiplier={self._multiplier.name!r}"
+        multiplier, path = self.multiplier, self.path
         way = {
             "exact": "exact on these weights: one GEMM",
             "gemm": "int8 GEMMs",
             "lookup": "table look-up",
-        }[self.path]
-        if self.path == "gemm":
-            way = f"{self.multiplier.gemm.count} {way}"
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"multiplier={self.multiplier.name!r}, path={self.path!r} ({way})"
-        )
+        }[path]
+        if path == "gemm":
+            way = f"{multiplier.gemm.count} {way}"
+        return f"{sizes}, multiplier={multiplier.name!r}, path={path!r} ({way})"
 
     def _flat(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.in_features:
@@ -246,41 +263,74 @@ class InexactLinear(nn.Module):
             raise ValueError(
                 f"x is on {x.device} and the layer on {self.weight.device}: move one of them."
             )
-        return x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), self.in_features)
 
-    def _prepare(self) -> "_Prepared":
-        """What the product needs of the weight, made anew after the weight was written to."""
-        weight, made_from = self.weight, self._prepared_from
-        if made_from is None or made_from[0] is not weight or made_from[1] != weight._version:
+    def _ready(self) -> "_Prepared":
+        """What the product needs of weight and table, made anew after one of them changed."""
+        for name in ("weight", "table"):
+            if getattr(self, name).is_inference():  # copied, moved or loaded in inference mode
+                with torch.inference_mode(False):  # a copy that counts its changes
+                    setattr(self, name, getattr(self, name).clone())
+        weight, table = self.weight, self.table
+        if not self._prepared_from or any(
+            now is not before or now._version != version
+            for now, (before, version) in zip((weight, table), self._prepared_from, strict=True)
+        ):
             with torch.inference_mode(False):
-                self.path = choose_path(weight, self.multiplier, self.asked_path)
-                self._prepared = _prepare(weight, self.multiplier, self.path)
-            self._prepared_from = weight, weight._version
+                self._multiplier = self._multiplier_of(table)
+                path = choose_path(weight, self._multiplier, self.asked_path)
+                self._prepared = _prepare(weight, self._multiplier, path)
+            self._prepared_from = [(weight, weight._version), (table, table._version)]
         return self._prepared
 
+    def _multiplier_of(
+        self, table: Tensor, convention: str | None = None, name: str | None = None
+    ) -> Multiplier:
+        """The layer's multiplier or a shipped one, if the table is theirs; else one made of it."""
+        convention = convention or self._multiplier.convention
+        values = table.numpy(force=True)
+        for known in (self._multiplier, *map(find_multiplier, multiplier_names())):
+            named = known.convention == convention and name in (None, known.name)
+            if named and np.array_equal(known.table, values):
+                return known
+        return Multiplier.from_table(values, name or "table", convention)
+
+    def _forget(self) -> None:
+        self._prepared, self._prepared_from = None, []
+
     def _apply(self, fn, recurse=True):
-        self._prepared = self._prepared_from = None  # on the old device
+        self._forget()  # what was prepared is on the old device
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
-        weight, table = state_dict.get(prefix + "weight"), state_dict.get(prefix + "table")
-        if weight is not None and weight.dtype != torch.int8:
-            rest[-1].append(f"{prefix}weight is {weight.dtype}: this layer loads torch.int8 only.")
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        found = self._multiplier if self.table.is_meta else self._multiplier_of(self.table)
+        if hasattr(destination, "_metadata"):
+            said = {"convention": found.convention, "multiplier": found.name}
+            destination._metadata.setdefault(prefix[:-1], {}).update(said)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        """Load weight and table, if they are what this layer can multiply with."""
+        weight, table = (state_dict.get(prefix + name) for name in ("weight", "table"))
+        convention, name = (local_metadata.get(key) for key in ("convention", "multiplier"))
+        multiplier = self._multiplier
+        try:
+            if isinstance(table, Tensor) and not table.is_meta:
+                multiplier = self._multiplier_of(table, convention, name)
+                if multiplier is not self._multiplier and convention is None:
+                    _refuse_unsigned(multiplier, prefix)
+            if isinstance(weight, Tensor) and not weight.is_meta:
+                _check_weight(weight, multiplier, f"{prefix}weight")
+        except (TypeError, ValueError) as problem:
+            rest[-1].append(str(problem))
             return
-        if table is not None and not np.array_equal(table.cpu(), self.multiplier.table):
-            convention = self.multiplier.convention
-            try:
-                loaded = Multiplier.from_table(table.cpu().numpy(), f"{prefix}table", convention)
-            except (TypeError, ValueError) as problem:
-                rest[-1].append(str(problem))
-                return
-            if loaded.table.shape == self.multiplier.table.shape:
-                self.multiplier = loaded
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._prepared = self._prepared_from = None
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        if multiplier.table.shape == self.table.shape:  # else the size was refused
+            self._multiplier = multiplier
+        self._forget()
 
     def __getstate__(self):
-        return {**self.__dict__, "_prepared": None, "_prepared_from": None}
+        return {**self.__dict__, "_prepared": None, "_prepared_from": []}
 
 
 # --- one int8 GEMM --------------------------------------------------------------------------------
@@ -310,7 +360,7 @@ def _scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torc
     more than to fill them. CUDA's allocator keeps memory itself, and knows who still reads it.
     """
     elements = math.prod(shape)
-    if device.type != "cpu":
+    if device.type != "cpu" or elements * dtype.itemsize > KEPT_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)
     buffers = _kept.__dict__
     key = f"{name} {dtype}"
@@ -326,6 +376,8 @@ def _scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torc
 class _Prepared:
     """Weights made ready for one path; `product(x)` is the whole product."""
 
+    path: str
+
     def __init__(self, w: Tensor, multiplier: Multiplier):
         self.multiplier = multiplier
         self.N, self.K = w.shape
@@ -337,7 +389,7 @@ class _Prepared:
 
     def product(self, x: Tensor) -> Tensor:
         """Y (M, N) of int8 X (M, K)."""
-        _check_admitted(x, "x", "an input", self.multiplier, 1)
+        _check_admitted(x, "x", self.multiplier, 1)
         y = torch.empty((len(x), self.N), dtype=self.accumulator, device=x.device)
         if x.numel() and self.N:
             self.fill(x, y)
@@ -367,12 +419,14 @@ class _Chunk(NamedTuple):
 class _GemmPrepared(_Prepared):
     """One int8 GEMM for each product of an input's and a weight's function."""
 
+    path = "gemm"
+
     def __init__(self, w: Tensor, multiplier: Multiplier):
         super().__init__(w, multiplier)
         gemm, codes = multiplier.gemm, w.view(torch.uint8).long()
 
         def mapped(factors: np.ndarray) -> Tensor:
-            return torch.from_numpy(factors).to(w.device)[codes]
+            return _spread(torch.from_numpy(factors).to(w.device)[codes])
 
         self.linear = None if gemm.linear is None else mapped(gemm.linear)
         self.terms = [(mapped(factors), term, xor) for factors, term, xor in gemm.bit_terms]
@@ -390,7 +444,7 @@ class _GemmPrepared(_Prepared):
                 for block in codes.split(self.block, dim=1):
                     even = torch.from_numpy(part).to(w.device)[block]  # (N, block, columns)
                     even = F.pad(even, (0, 0, 0, block.shape[1] % 2))
-                    blocks.append(even.reshape(self.N, even.shape[1] * columns))
+                    blocks.append(_spread(even.reshape(self.N, even.shape[1] * columns)))
                 self.chunks.append(_Chunk(scale, columns, keys, rows.to(w.device), blocks))
 
     def fill(self, x: Tensor, y: Tensor) -> None:
@@ -429,6 +483,8 @@ class _LookupPrepared(_Prepared):
     are whole numbers whose partial sums stay within 2**24, hence exact: a larger table is split in
     two digits, and sums are moved to integers before they can grow beyond.
     """
+
+    path = "lookup"
 
     def __init__(self, w: Tensor, multiplier: Multiplier):
         super().__init__(w, multiplier)
@@ -488,11 +544,12 @@ class _LookupPrepared(_Prepared):
 
 
 def _prepare(w: Tensor, multiplier: Multiplier, path: str) -> _Prepared:
-    _check_weight(w, multiplier)
+    """Weights that `choose_path` has checked, made ready for the path that it gave."""
     if path == "lookup":
         return _LookupPrepared(w, multiplier)
     if path == "exact":
         prepared = _GemmPrepared(w, find_multiplier("exact"))
+        prepared.path = path
         prepared.multiplier = multiplier  # whose convention says what is admitted
         return prepared
     return _GemmPrepared(w, multiplier)
@@ -513,7 +570,7 @@ def _scaled(part: Tensor, scale: int, y: Tensor) -> Tensor:
 def _embed(x: Tensor, term: BitTerm, xor: bool) -> Tensor:
     """x ^ term(|x|), or s·term(|x|), as scratch memory (M, K) of int8.
 
-    In blocks of rows that stay in the second-level cache with their intermediate.
+    In blocks of rows, so that the intermediate is small.
     """
     embedded = _scratch("embedded", x.shape, torch.int8, x.device)
     rows = len(x) if x.device.type == "cuda" else max(1, EMBED_BYTES // x.shape[1])
@@ -537,6 +594,15 @@ def _embed(x: Tensor, term: BitTerm, xor: bool) -> Tensor:
             torch.neg(value, out=other)
             torch.clamp(block, min=other, max=value, out=value)
     return embedded
+
+
+def _spread(w: Tensor) -> Tensor:
+    """The same weights (N, K) with 64 bytes between their rows.
+
+    Rows that begin a multiple of 4 KiB apart share the same few places in a processor's cache: of
+    K = 16,384 a GEMM takes a sixth longer for it.
+    """
+    return F.pad(w, (0, 64))[:, : w.shape[1]] if w.device.type == "cpu" else w
 
 
 def _chunks(columns: int) -> Iterator[tuple[int, int, int]]:
@@ -576,11 +642,13 @@ def _look_up(x: Tensor, keys: int, rows: Tensor) -> Tensor:
     """
     if x.shape[1] % 2:
         x = F.pad(x, (0, 1))
-    adjacent = x.stride(1) == 1 and x.stride(0) % 2 == 0 and x.storage_offset() % 2 == 0
     if keys == 1:
         keyed = x.view(torch.uint8)
     else:
-        keyed = (x if adjacent else x.contiguous()).view(torch.int16)
+        if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
+            # Not x.contiguous(), which gives back a single row with an odd stride as it is.
+            x = x.clone(memory_format=torch.contiguous_format)
+        keyed = x.view(torch.int16)
     M, k = keyed.shape
     found = _scratch("rows", (M, k), rows.dtype, x.device)
     step = M if x.device.type == "cuda" else max(1, INDEX_BYTES // (4 * k))
@@ -596,25 +664,38 @@ def _look_up(x: Tensor, keys: int, rows: Tensor) -> Tensor:
 # --- operands and gradients -----------------------------------------------------------------------
 
 
-def _check_weight(w: Tensor, multiplier: Multiplier) -> None:
+def _check_weight(w: Tensor, multiplier: Multiplier, name: str = "w") -> None:
     if not isinstance(w, Tensor) or w.dtype != torch.int8:
         found = w.dtype if isinstance(w, Tensor) else type(w).__name__
         raise TypeError(
-            f"w is {found}: it must be torch.int8. Quantize floating weights, for example with "
-            "quantize_fibonacci; integers outside -128..127 have no place in it."
+            f"{name} is {found}: it must be torch.int8. Quantize floating weights, for example "
+            "with quantize_fibonacci; integers outside -128..127 have no place in it."
         )
     if w.ndim != 2:
-        raise ValueError(f"w has shape {tuple(w.shape)}: it must be (out_features, in_features).")
-    _check_admitted(w, "w", "a weight", multiplier, 0)
+        raise ValueError(
+            f"{name} has shape {tuple(w.shape)}: it must be (out_features, in_features)."
+        )
+    _check_admitted(w, name, multiplier, 0)
 
 
-def _check_admitted(t: Tensor, name: str, what: str, multiplier: Multiplier, axis: int) -> None:
+def _refuse_unsigned(multiplier: Multiplier, prefix: str) -> None:
+    """A 'signed' table is not zero wherever an operand is -128; an 'unsigned' one is, at 0."""
+    table = multiplier.table
+    if multiplier.convention == "signed" and not (table[0].any() or table[:, 0].any()):
+        raise ValueError(
+            f"{prefix}table comes without its convention and would say that every product with "
+            "-128 is 0: it looks like an 'unsigned' table, and this layer is 'signed'. Load what "
+            "state_dict() gave, which says the convention, or make the layer of its convention."
+        )
+
+
+def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
     if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
         return
     i, j = (t == -128).nonzero()[0].tolist()
     raise ValueError(
         f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
-        f"it admits no such {what.split()[1]}. Clamp to -127, or give a table with 129 "
+        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
         f"{('rows', 'columns')[axis]}."
     )
 
@@ -638,14 +719,13 @@ class _StraightThrough(torch.autograd.Function):
     """Forward the inexact product, backward the exact product's gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, prepared: _Prepared) -> Tensor:
-        codes = _as_int8(x, "x")
+    def forward(ctx, x: Tensor, w: Tensor, codes: Tensor, prepared: _Prepared) -> Tensor:
         ctx.save_for_backward(x, w)
         return prepared.product(codes).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, w = ctx.saved_tensors
         grad_x = grad @ w.to(grad.dtype) if ctx.needs_input_grad[0] else None
         grad_w = (grad.T @ x.to(grad.dtype)).to(w.dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_w, None
+        return grad_x, grad_w, None, None

@@ -17,6 +17,7 @@ pp_i = b_i · (input << i) that are summed:
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -144,13 +145,13 @@ class Multiplier:
         size = 129 if _checked_convention(convention) == "sign-magnitude" else 256
         operands = np.arange(size, dtype=np.int64) - (128 if convention == "signed" else 0)
         weight, data = np.meshgrid(operands, operands, indexing="ij")
-        table = np.asarray(f(weight, data))
+        name = name or getattr(f, "__name__", "function")
+        table = _as_array(f(weight, data), name)
         if table.shape != weight.shape:
             raise ValueError(
                 f"f gave shape {table.shape} for operands of shape {weight.shape}: it is called "
                 "with arrays, and must return one product for each pair."
             )
-        name = name or getattr(f, "__name__", "function")
         return cls(name, convention, _checked_table(table, convention, name))
 
     @classmethod
@@ -171,8 +172,8 @@ class Multiplier:
         Raises:
             FileNotFoundError: there is no such file.
             TypeError: the table does not hold numbers.
-            ValueError: shape, values or convention are not admitted; the first offending cell is
-                named.
+            ValueError: the file holds no table; shape, values or convention are not admitted. The
+                first offending cell is named.
         """
         if convention is None:
             raise ValueError(f"convention= is not given: say which of {', '.join(CONVENTIONS)}.")
@@ -182,7 +183,7 @@ class Multiplier:
             name = name or path.stem
             table = _read_table(path)
         name = name or "table"
-        return cls(name, convention, _checked_table(np.asarray(table), convention, name))
+        return cls(name, convention, _checked_table(_as_array(table, name), convention, name))
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
@@ -412,20 +413,46 @@ def _checked_convention(convention: str) -> str:
 def _read_table(path: Path) -> np.ndarray:
     if path.suffix.lower() not in (".npy", ".csv"):
         raise ValueError(f"{path} is neither an .npy nor a .csv file: save the table as one.")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no table at {path}.")
+    if not path.is_file() or path.stat().st_size == 0:
+        kind = "a folder" if path.is_dir() else "an empty file"
+        raise ValueError(f"{path} is {kind}: give a file with a table of numbers.")
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, allow_pickle=False)
-        return np.loadtxt(path, delimiter=",", ndmin=2)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no table at {path}.") from None
-    except ValueError as problem:
-        raise ValueError(f"{path} does not hold a table of numbers: {problem}.") from None
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a file without numbers
+            return np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
+    except (ValueError, UserWarning) as problem:
+        raise ValueError(
+            f"{path} does not hold a table of numbers ({problem}): save the one table with "
+            "numpy.save, or as lines of numbers with commas between."
+        ) from None
+
+
+def _as_array(table: Any, name: str) -> np.ndarray:
+    if np.ma.is_masked(table):
+        i = ", ".join(map(str, np.argwhere(np.ma.getmaskarray(table))[0]))
+        raise ValueError(
+            f"the table of {name!r} is masked in cell [{i}]: fill what is masked with products."
+        )
+    try:
+        return np.asarray(table)
+    except ValueError:
+        raise ValueError(
+            f"the table of {name!r} has rows of different lengths: it must be a matrix, "
+            "table[weight, input]."
+        ) from None
 
 
 def _checked_table(table: np.ndarray, convention: str, name: str) -> np.ndarray:
     """The table as a read-only int32 array of its own, if it is one of that convention."""
     if table.dtype.kind not in "iuf":
         raise TypeError(f"the table of {name!r} holds {table.dtype}: it must hold whole numbers.")
+    if table.dtype.kind == "f":  # float32 takes the limit of 32 bits for 2**31
+        table = table.astype(np.promote_types(table.dtype, np.float64))
     if convention == "sign-magnitude":
         fits = table.ndim == 2 and all(128 <= size <= 256 for size in table.shape)
         wanted = "128 x 128, or 129 and up to 256 where an operand of -128 is admitted"

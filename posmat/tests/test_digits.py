@@ -12,6 +12,7 @@ from posmat.digits import (
     LARGEST,
     accuracy,
     load_digit_images,
+    mean_difference,
     quantize_network,
     train_network,
 )
@@ -96,6 +97,17 @@ def test_the_first_layer_sums_the_table(name, images, network):
     weights = layer.weight.long()
     products = table[weights.abs(), codes[:, None]] * weights.sign()
     assert torch.equal(quantized.run(images.test[:5], name).sums[0].long(), products.sum(-1))
+
+
+def test_few_splits_have_no_interval_and_many_a_wide_one():
+    for count in range(1, 5):
+        assert mean_difference([0.5] * count) == (0.5, None, None)
+    with pytest.raises(ValueError, match="no differences"):
+        mean_difference([])
+    found = mean_difference([1, 2, 3, 4, 5], test_share=0.2)
+    # Variance 2.5, times 1/5 + 1/4 for splits that share their images; 2.776 is t's quantile.
+    assert found.mean == 3
+    assert found.high - 3 == 3 - found.low == pytest.approx(2.776445 * (2.5 * 0.45) ** 0.5)
 
 
 def test_images_elsewhere_are_refused_for_training(images):

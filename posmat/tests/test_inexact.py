@@ -188,6 +188,27 @@ def test_expanded_and_sliced_operands():
                 assert_equal(inexact_product(left, right, multiplier, path), expected)
 
 
+def test_rows_with_odd_strides_and_offsets_are_looked_up_in_pairs():
+    # A single row is contiguous whatever its stride, and cannot be read in pairs as it is.
+    for name in ("rank 1", "rank 3", "two digits"):
+        multiplier = get(name)
+        layer = InexactLinear(operands(multiplier, 1, 3, 16385)[1], multiplier)
+        assert layer.path == "gemm" and layer.in_features > layer._ready().block
+        memory, w = operands(multiplier, 10, 3, 7)
+        for x in (
+            memory[:1, :6],  # stride 7
+            memory[1:2, 1:],  # and an offset
+            memory[:, :6],
+            memory.view(-1)[1:61].view(10, 6),  # an odd offset only
+            memory.view(-1)[1:61].view(10, 6)[::3],
+        ):
+            expected = summed_table(x, w[:, :6], multiplier)
+            assert_equal(inexact_product(x, w[:, :6], multiplier, "gemm"), expected)
+        for M in (1, 2):
+            x, _ = operands(multiplier, M, 1, 16385)
+            assert_equal(layer(x), summed_table(x, layer.weight, multiplier))
+
+
 def test_the_gemm_is_the_one_that_was_chosen():
     assert explain("cpu").startswith(f"exact_product on cpu, {torch.get_num_threads()} thread")
     assert explain("cpu").splitlines()[0].endswith(f": {chosen_method('cpu')}")
@@ -343,8 +364,84 @@ def test_a_weight_that_is_written_to_is_prepared_anew():
     layer.weight.clamp_(min=-127)
     assert_equal(layer(x), summed_table(x, layer.weight, "or_pairs"))
     layer.weight.fill_(5)
-    layer(x)
+    assert layer.path == "exact" and "path='exact'" in repr(layer)
+
+
+def test_a_table_that_is_written_to_is_the_one_that_multiplies():
+    x, w = operands(get("rank 8"), 20, 6, 33)
+    layer = InexactLinear(w, "or_pairs")
+    layer.table.zero_()
+    assert not layer(x).any() and layer.multiplier.name == "table"
+    layer.table.copy_(torch.tensor(find_multiplier("xor_pairs").table))
+    assert layer.multiplier is find_multiplier("xor_pairs")
+    assert_equal(layer(x), summed_table(x, w, "xor_pairs"))
+    layer.table = torch.tensor(find_multiplier("or_fours").table)
+    assert_equal(layer(x), summed_table(x, w, "or_fours"))
+    layer.table[0, 3] = 1
+    for use in (lambda: layer(x), lambda: layer.path, layer.state_dict):
+        with pytest.raises(ValueError, match=r"weight 0 and input 3.*must be 0"):
+            use()
+
+
+def test_layers_that_were_made_or_changed_in_inference_mode_can_be_called():
+    x, w = operands(get("rank 8"), 20, 6, 33)
+    multiplier = get("rank 8")
+    expected = summed_table(x, w, multiplier)
+    layer = InexactLinear(w, multiplier)
+    other = InexactLinear(torch.zeros_like(w), "or_pairs")
+    with torch.inference_mode():
+        copied = copy.deepcopy(layer)
+        moved = InexactLinear(w, multiplier)
+        moved._apply(torch.clone)  # as a move to another device does
+        assigned = InexactLinear(torch.zeros_like(w), multiplier)
+        state = {name: value.clone() for name, value in layer.state_dict().items()}
+        assigned.load_state_dict(state, assign=True)
+        assert_equal(copied(x), expected)
+    for changed in (copied, moved, assigned):
+        assert_equal(changed(x), expected)
+        assert changed.path == "gemm"
+        changed.weight.fill_(4)
+        assert_equal(changed(x), summed_table(x, changed.weight, multiplier))
+    assert not other(x).any()
+
+
+def saved_and_loaded(state: dict) -> dict:
+    """A state dict through a file, read as one that is not trusted."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_loaded_table_keeps_its_convention_and_its_name():
+    unsigned, signed = get("unsigned"), get("signed")
+    x, w = operands(unsigned, 20, 6, 33)
+    nested = torch.nn.Sequential(torch.nn.Identity(), InexactLinear(w, unsigned))
+    assert list(nested.state_dict()) == ["1.weight", "1.table"]
+    other = torch.nn.Sequential(torch.nn.Identity(), InexactLinear(torch.zeros_like(w), signed))
+    other.load_state_dict(saved_and_loaded(nested.state_dict()))
+    assert other[1].multiplier.convention == "unsigned" and other[1].multiplier.name == "unsigned"
+    assert_equal(other(x), summed_table(x, w, unsigned))
+    # And back, although a 'signed' table is none that an 'unsigned' layer could have.
+    other[1] = InexactLinear(w, signed)
+    nested.load_state_dict(saved_and_loaded(other.state_dict()))
+    assert_equal(nested(x), summed_table(x, w, signed))
+    # A shipped one comes back with its closed form.
+    shipped = InexactLinear(w, "or_pairs")
+    nested[1].load_state_dict(saved_and_loaded(shipped.state_dict()))
+    assert nested[1].multiplier is find_multiplier("or_pairs")
+    assert "multiplier='or_pairs', path='gemm' (2 int8 GEMMs)" in repr(nested)
+
+
+def test_the_path_is_that_of_what_was_loaded():
+    _, w = operands(get("rank 8"), 1, 6, 33)
+    layer = InexactLinear(torch.zeros_like(w), get("full rank"))
     assert layer.path == "exact"
+    layer.load_state_dict(InexactLinear(w, get("full rank")).state_dict())
+    assert layer.path == "lookup" and "table look-up" in repr(layer)
+    layer.load_state_dict(InexactLinear(w, get("rank 8")).state_dict())
+    assert layer.path == "gemm" and "path='gemm'" in repr(layer)
+    assert "multiplier='rank 8'" in repr(layer.to("meta"))
 
 
 def test_a_state_that_does_not_fit_is_refused():
@@ -354,6 +451,19 @@ def test_a_state_that_does_not_fit_is_refused():
         layer.load_state_dict({**layer.state_dict(), "weight": w.float()})
     with pytest.raises(RuntimeError, match="256 x 256"):
         layer.load_state_dict({**layer.state_dict(), "table": torch.zeros(3, 3, dtype=torch.int32)})
+    lowest = torch.full_like(w, -128)
+    narrow = InexactLinear(w.clamp(min=-127), get("no -128"))
+    with pytest.raises(RuntimeError, match=r"weight\[0, 0\] is -128"):
+        narrow.load_state_dict({**narrow.state_dict(), "weight": lowest})
+    # Without the metadata of a state dict the convention is not known, and here not the layer's.
+    signed = InexactLinear(w, get("signed"))
+    with pytest.raises(RuntimeError, match="looks like an 'unsigned' table"):
+        signed.load_state_dict(dict(layer.state_dict()))
+    with pytest.raises(RuntimeError, match="size mismatch for table"):
+        signed.load_state_dict(InexactLinear(w, get("rank 8")).state_dict())
+    assert signed.multiplier is get("signed")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        signed.load_state_dict({})
 
 
 def test_the_layer_takes_batches_of_any_shape_and_inference_mode():
@@ -365,6 +475,9 @@ def test_the_layer_takes_batches_of_any_shape_and_inference_mode():
     assert_equal(layer(x.view(2, 3, 4, 33)), expected)
     assert layer(x[0]).shape == (6,)
     assert layer(x[:0]).shape == (0, 6)
+    empty = InexactLinear(w[:, :0], "or_pairs")
+    assert empty(x[:, :0].view(2, 12, 0)).shape == (2, 12, 6)
+    assert not empty.straight_through(torch.zeros(2, 3, 0)).any()
 
 
 def test_results_are_not_scratch_memory():
@@ -448,6 +561,31 @@ def test_a_layer_can_be_trained_through():
             lambda x, w: straight_through_product(x.float(), w.float() * 2, "or_pairs"),
             ValueError,
             "holds",
+        ),
+        (
+            lambda x, w: straight_through_product(x.float()[:, :1], w[:1].float(), "or_pairs"),
+            ValueError,
+            "inner dimensions",
+        ),
+        (
+            lambda x, w: straight_through_product(x[0].float(), w[:1].float(), "or_pairs"),
+            ValueError,
+            "matrices",
+        ),
+        (
+            lambda x, w: InexactLinear(w, "or_pairs").straight_through(x.numpy()),
+            TypeError,
+            "x is ndarray",
+        ),
+        (
+            lambda x, w: InexactLinear(w, "or_pairs").straight_through(x),
+            TypeError,
+            "x is torch.int8",
+        ),
+        (
+            lambda x, w: InexactLinear(w, "or_pairs").straight_through(x.float()[:, 1:]),
+            ValueError,
+            "in_features=4",
         ),
     ],
 )

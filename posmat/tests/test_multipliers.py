@@ -294,6 +294,23 @@ def test_from_table_reads_files(tmp_path, ending):
         assert read.name == "mine" and np.array_equal(read.table, table)
 
 
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path):
+    table = low_rank(3)
+    text = "\r\n".join(",".join(map(str, row)) for row in table)
+    (tmp_path / "mine.CSV").write_text(text, encoding="utf-8-sig")  # begins with its byte order
+    read = Multiplier.from_table(tmp_path / "mine.CSV", convention="sign-magnitude")
+    assert np.array_equal(read.table, table)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, np.uint64])
+def test_whole_numbers_of_any_dtype_are_taken(dtype):
+    table = np.outer(np.arange(128), np.arange(128)) & ~15  # which float16 holds
+    found = Multiplier.from_table(table.astype(dtype), convention="sign-magnitude")
+    assert found.table.dtype == np.int32 and np.array_equal(found.table, table)
+    lowest = changed(1, 1, -(2**31), np.float32)
+    assert Multiplier.from_table(lowest, convention="sign-magnitude").table[1, 1] == -(2**31)
+
+
 def test_the_table_is_a_read_only_copy():
     table = low_rank(1)
     multiplier = Multiplier.from_table(table, convention="sign-magnitude")
@@ -321,6 +338,12 @@ def changed(row: int, column: int, value, dtype=np.int64, size: int = 128) -> np
         (changed(3, 7, np.nan, float), "sign-magnitude", ValueError, "nan for weight 3"),
         (changed(9, 4, 2**31), "sign-magnitude", ValueError, "weight 9 and input 4.*32 bits"),
         (changed(9, 4, -(2**31) - 1), "sign-magnitude", ValueError, "weight 9 and input 4"),
+        # The limit of 32 bits, 2**31 - 1, is 2**31 in float32, and beyond float16.
+        (changed(9, 4, 2**31, np.float32), "sign-magnitude", ValueError, "input 4.*32 bits"),
+        (changed(9, 4, 0.5, np.float16, 90), "sign-magnitude", ValueError, r"shape \(90, 90\)"),
+        (np.full((128, 128), 0.5, np.float16), "sign-magnitude", ValueError, "0.5 for weight 0"),
+        (np.ma.masked_equal(changed(3, 7, -5), -5), "sign-magnitude", ValueError, r"cell \[3, 7\]"),
+        ([[0, 0], [0]], "sign-magnitude", ValueError, "rows of different lengths"),
         (changed(0, 4, 1), "sign-magnitude", ValueError, "weight 0 and input 4.*must be 0"),
         (changed(8, 0, 1, size=256), "unsigned", ValueError, "weight 8 and input 0.*must be 0"),
         (changed(8, 0, 2**40, size=256), "signed", ValueError, "weight -120 and input -128"),
@@ -342,6 +365,25 @@ def test_bad_files_functions_and_names_are_refused(tmp_path):
         Multiplier.from_table(tmp_path / "words.csv", convention="unsigned")
     with pytest.raises(ValueError, match=r"neither an \.npy nor a \.csv"):
         Multiplier.from_table(tmp_path / "table.txt", convention="unsigned")
+    for ending in ("npy", "csv"):
+        (tmp_path / f"empty.{ending}").touch()
+        (tmp_path / f"folder.{ending}").mkdir()
+        with pytest.raises(ValueError, match="is an empty file"):
+            Multiplier.from_table(tmp_path / f"empty.{ending}", convention="unsigned")
+        with pytest.raises(ValueError, match="is a folder"):
+            Multiplier.from_table(tmp_path / f"folder.{ending}", convention="unsigned")
+    (tmp_path / "blank.csv").write_text("# nothing yet\n\n")
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "latin.csv").write_bytes(b"\xe9,1\n")
+    with open(tmp_path / "archive.npy", "wb") as file:
+        np.savez(file, table=np.zeros((256, 256)))
+    np.save(tmp_path / "objects.npy", np.full((256, 256), None))
+    for name in ("blank.csv", "cut.npy", "zip.npy", "latin.csv", "archive.npy", "objects.npy"):
+        with pytest.raises(ValueError, match="does not hold a table of numbers"):
+            Multiplier.from_table(tmp_path / name, convention="unsigned")
+    with pytest.raises(ValueError, match="masked in cell"):
+        Multiplier.from_function(lambda w, x: np.ma.masked_equal(w * x, 6))
     with pytest.raises(TypeError, match="not callable"):
         Multiplier.from_function(3)
     with pytest.raises(ValueError, match="one product for each pair"):
