@@ -39,7 +39,7 @@ _PUBLIC = {
     "inexact": "inexact_product InexactLinear choose_path error_product output_error "
     "straight_through_product",
     "lookup": "compiled_lookup_product compiler_command",
-    "digits": "load_digit_images train_network quantize_network accuracy",
+    "digits": "load_digit_images train_network quantize_network accuracy mean_difference",
     "environment": "require_device describe_environment",
     "memory": "peak_memory",
     "timing": "time_methods time_as_seed",
