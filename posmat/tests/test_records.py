@@ -24,7 +24,7 @@ from posmat.records import (
     start_run,
     variant,
 )
-from posmat.report.drawing import is_frame
+from posmat.report.drawing import owner_of
 from posmat.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +203,7 @@ def undescribed(columns, text):
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
 def test_every_published_file_and_column_is_described(path):
     text = (ROOT / "data" / "README.md").read_text()
-    if is_frame(path):
+    if owner_of(path)[1]:
         assert f"`{re.sub(r'-.*(?=[.].+[.]csv)', '', path.name)}`" in text
     with path.open(newline="") as file:
         assert not undescribed(next(csv.reader(file)), text)
