@@ -328,15 +328,21 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
         axes.scatter([1], [float(again["ratio"])], s=14, marker="s", color=INK, zorder=3)
         axes.text(1.16, float(again["ratio"]), f"one GEMM again: {words_of_range(again)}",
                   va="top", fontsize=6.5)  # fmt: skip
-    for path, colour, dashes in (("lookup", GREEN, "-"), ("compiled", PURPLE, (0, (4, 2)))):
-        ratios = table[table["path"] == path]["ratio"].astype(float)
+    levels = {
+        path: table[table["path"] == path]["ratio"].astype(float)
+        for path in ("lookup", "compiled")
+        if (table["path"] == path).any()
+    }
+    highest = max(levels, key=lambda path: levels[path].max(), default="")
+    for path, ratios in levels.items():
+        colour, dashes = (GREEN, "-") if path == "lookup" else (PURPLE, (0, (4, 2)))
         for ratio in ratios:
             axes.axhline(ratio, color=colour, linewidth=1, linestyle=dashes)
-        if len(ratios):
-            text = "look-ups, in PyTorch" if path == "lookup" else "look-ups, compiled loop"
-            place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-            place |= small | {"color": as_text(colour)}
-            axes.text(0.99, 1.05 * ratios.max(), text, **place)
+        text = "look-ups, in PyTorch" if path == "lookup" else "look-ups, compiled loop"
+        # The highest line bears its name above, the other one below: they may lie close.
+        y, va = (1.05 * ratios.max(), "bottom") if path == highest else (0.95 * ratios.min(), "top")
+        place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": va}
+        axes.text(0.78, y, text, **place, **(small | {"color": as_text(colour)}))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set(xlabel="int8 GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
