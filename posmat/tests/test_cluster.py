@@ -175,12 +175,17 @@ def test_another_host_under_a_known_name_is_refused(tmp_path, machines):
     assert not runs(notes)
 
 
-def test_a_lost_worker_has_its_job_run_again_and_nothing_else(tmp_path, machines):
+def test_a_lost_worker_has_its_job_run_again_and_nothing_else(tmp_path, other):
+    for name in ("a", "b"):  # as on two hosts: each has locks of its own, and both jobs run at once
+        locks = tmp_path / f"locks-{name}"
+        locks.mkdir()
+        other.worker(name, POSMAT_LOCKS=str(locks))
+    other.wait("a", "b")
     done = make(tmp_path, "01_done")
     again = tmp_path / "again"
     cell = f"if not os.path.exists({str(again)!r}):\n    time.sleep({WAIT_S})"
     slow = make(tmp_path, "02_slow", cell)
-    process = tiny.start(tmp_path, "--scheduler", machines.address)
+    process = tiny.start(tmp_path, "--scheduler", other.address)
     wait_for(lambda: runs(slow))
     kernel = psutil.Process(runs(slow)[0])
     wait_for(lambda: list((tmp_path / "data").glob("*/cpu/01_done.json")))
@@ -191,7 +196,7 @@ def test_a_lost_worker_has_its_job_run_again_and_nothing_else(tmp_path, machines
     assert process.returncode == 0, err
     assert "02_slow on cpu lost its worker on" in err and "it runs again on" in err
     assert "2 done, 0 failed" in out and len(runs(done)) == 1 and len(runs(slow)) == 2
-    machines.wait("a", "b")  # the worker was started again
+    other.wait("a", "b")  # the worker was started again
 
 
 def test_a_job_that_kills_its_workers_is_given_up_and_named(tmp_path, machines):
