@@ -456,3 +456,11 @@ def test_machines_and_files_are_compared(tmp_path, monkeypatch, capsys):
         assert cli.main(["compare", *words]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_a_single_block_is_not_judged():
+    """The seed's loop is one block: its bootstrap has no width, and would always be 'slower'."""
+    one, other = (make_rows(TIMES_05, *MACHINES[0], runs=1, slower=by) for by in (1.0, 1.1))
+    table = compare_rows(one[one["round"] == 0], other[other["round"] == 0])
+    judged = {*table["time_is"], *table["ratio_is"].dropna()}
+    assert judged == {"one block, not judged"}
