@@ -30,13 +30,13 @@ _PUBLIC = {
     "products": "integer_product linear_product elementwise_product sign_magnitude_product "
     "unblocked_elementwise_product unblocked_sign_magnitude_product accumulator_dtype",
     "gemm": "float32_product int8_product one_sided_product positive_matrix_product "
-    "fused_elementwise_product",
-    "exact": "exact_product explain chosen_method PositiveLinear",
+    "prepare_float32 prepare_positive",
+    "exact": "exact_product explain chosen_method",
     "fibonacci": "fibonacci_codes is_fibonacci nearest_fibonacci quantize_fibonacci "
     "quantize_magnitudes",
     "factorization": "factorize",
     "multipliers": "Multiplier multiplier_names find_multiplier",
-    "inexact": "inexact_product InexactLinear choose_path error_product output_error "
+    "inexact": "inexact_product prepare_inexact choose_path error_product output_error "
     "straight_through_product",
     "lookup": "compiled_lookup_product compiler_command",
     "digits": "load_digit_images train_network quantize_network accuracy mean_difference",

@@ -1,22 +1,20 @@
-"""The product of a fully connected layer as GEMMs: exact, and as fast as the machine's int8 GEMM.
+"""The product of a fully connected layer as GEMMs: exact, by the fastest engine of the machine.
 
-    float32_product            float32 GEMMs over K blocks of at most 1,024: exact anywhere
-    int8_product               one int8 GEMM: the fastest, where it is exact
-    one_sided_product          W X⁺ - W X⁻, magnitudes on X's side: two GEMMs that never saturate
-    positive_matrix_product    2 (W⁺ X⁺ + W⁻ X⁻) - |W| |X|, magnitudes on both sides: three GEMMs
-    fused_elementwise_product  the seed's pipeline without its memory, by a compiler
+    float32_product           float32 GEMMs over K blocks that float32 sums exactly: right anywhere
+    int8_product              one int8 GEMM, `torch._int_mm`, where that is exact
+    one_sided_product         2 W X⁺ - W |X|: the inputs as bytes without a sign, two GEMMs
+    positive_matrix_product   W⁺ (X + 128) - W⁻ (X + 128) - 128 Σ W: no multiplication of a negative
+                              number, two GEMMs
 
 Every method takes int8 X (M, K) and int8 W (N, K), or what was prepared of W before, and gives the
-integer Y (M, N): int32 where that holds every sum, int64 beyond. The choice between them is in
-`posmat.exact`.
+integer Y (M, N): int32 where that holds every sum, int64 beyond. Each is a sum of GEMMs, and an
+*engine* multiplies: int8 where the processor has that, is fast at it and was found exact for the
+range of the operands; else float32. The choice between the methods is in `posmat.exact`.
 """
 
-import contextlib
-import functools
-import sys
+import math
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,36 +22,91 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posmat.problem import NotAvailable, check_operands
-from posmat.products import FLOAT32_MAX_IN_FEATURES, INT32_MAX_IN_FEATURES, accumulator_dtype
-from posmat.proof import is_out_of_memory, require_exact
-from posmat.signmag import SignMagnitude, as_sign_magnitude, to_sign_magnitude
+from posmat.products import accumulator_dtype
+from posmat.proof import BYTES, INT8, MAGNITUDES, choose, circumstances, require_exact
 
-# A K block of a sum of uint8 x int8 products, 255 · 128 at the most, fits int32, and so does twice
-# the sum of magnitudes; a multiple of 8, as CUDA wants it.
-INT8_BLOCK = 65_528
-
-# Bytes of X's magnitudes that are formed at a time on a CPU, for 128 outputs and one thread. They
-# are read again at once, by the GEMM, and should still be in the second-level cache then.
-BLOCK_BYTES = 576 * 1024
-SCRATCH_LIMIT = 8 * 2**20  # a larger scratch buffer is given back to the system after the call
-
-RECOMPILE_LIMIT = 1024  # programs that PyTorch may compile of the seed's pipeline in one process
+# Bytes of X's parts that are formed at a time on a CPU, for 128 outputs and one thread. Smaller
+# blocks stay nearer to the processor until the GEMM reads them, and cost more calls than they gain.
+BLOCK_BYTES = 2304 * 1024
+SCRATCH_LIMIT = 16 * 2**20  # a larger scratch buffer is given back to the system after the call
+MOST_VIEWS = 64  # of one buffer that are kept
+LARGEST = {torch.int8: 128, torch.uint8: 255}  # the largest magnitude of a left operand
+# Rows that begin a multiple of 4 KiB apart share the same few places in a processor's cache, and a
+# GEMM over them takes up to a sixth longer: what is laid out here has so many elements in between.
+ROW_GAP = 64
 
 
-# --- one GEMM, on any device ---------------------------------------------------------------------
+# --- scratch memory ------------------------------------------------------------------------------
+
+
+class _Kept(threading.local):
+    def __init__(self):
+        # A buffer, and its views by their shapes: after a GEMM, which leaves nothing else in the
+        # caches, making a view takes as long as to add up a small result.
+        self.buffers: dict[tuple[str, torch.dtype], tuple[Tensor, dict[tuple, Tensor]]] = {}
+
+
+_kept = _Kept()
+
+
+def scratch(
+    name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, gap: int = 0
+) -> Tensor:
+    """Memory of this name that the thread's next call uses again; no result is made of it.
+
+    A fresh temporary of megabytes is mapped and unmapped by the system at every call, which costs
+    more than to fill it. CUDA has an allocator that keeps memory, and knows which stream still
+    reads it: there it is always fresh.
+
+    Args:
+        gap: elements between the rows of a matrix, on a CPU.
+    """
+    if device.type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    shape = tuple(shape)
+    buffer, views = _kept.buffers.get((name, dtype), (None, {}))
+    found = views.get(shape)
+    if found is not None:
+        return found
+    width = shape[-1] + gap
+    elements = math.prod(shape[:-1]) * width
+    # A tensor that was made in inference mode could not be written to outside of it.
+    with torch.inference_mode(False):
+        if buffer is None or buffer.numel() < elements:
+            buffer, views = torch.empty(elements, dtype=dtype, device=device), {}
+            if elements * dtype.itemsize <= SCRATCH_LIMIT and type(buffer) is Tensor:
+                _kept.buffers[name, dtype] = buffer, views
+        if len(views) >= MOST_VIEWS:
+            views.clear()
+        rows = buffer[:elements].view(*shape[:-1], width)
+        view = views[shape] = rows[..., : shape[-1]]
+    return view
+
+
+def release_scratch() -> None:
+    """Give back what this thread's calls have kept for the next ones: some MB at the most."""
+    _kept.buffers.clear()
+
+
+# --- engines: how a device multiplies ------------------------------------------------------------
 
 
 class Engine(NamedTuple):
-    """How a device multiplies int8 matrices.
+    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8.
 
-    gemm: (a, b, out=None) -> a b as int32, for a (M, K) uint8 or int8 and b (K, N) int8, where a
-        and bᵀ are as `as_rows` leaves them. `out` is memory that it may use for the result.
-    block: the largest K for which it is exact for uint8 magnitudes to 128.
+    gemm: (a, b, out) -> a b as int32 (M, R), exact while no partial sum can exceed `largest_sum`;
+        b is int8 or rows of what `prepare` gave, and `out` is memory that it may use.
+    prepare: int8 weights (R, K) -> (K, R), laid out for the engine.
     """
 
     name: str
-    gemm: Callable[..., Tensor]
-    block: int
+    largest_sum: int
+    gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    prepare: Callable[[Tensor], Tensor]
+
+    def longest(self, largest_product: int) -> int:
+        """The largest K that is exact, whatever the order of summation; in eights, as CUDA asks."""
+        return max(1, self.largest_sum // largest_product // 8 * 8)
 
 
 def as_rows(t: Tensor) -> Tensor:
@@ -70,16 +123,17 @@ def as_rows(t: Tensor) -> Tensor:
 
 
 def direct_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """One GEMM of a CPU, which takes both signed and unsigned bytes on its left."""
+    """One int8 GEMM of a CPU, which takes both signed and unsigned bytes on its left."""
     if a.shape[1] == 1:
         # The strides of a (1, N) matrix that was transposed are those of a row and of a column.
         # oneDNN mistakes one for the other, and returns memory that it has never written.
         return a.int() * b.int()
+    a, b = as_rows(a), as_rows(b.t()).t()
     return torch._int_mm(a, b) if out is None else torch._int_mm(a, b, out=out)
 
 
 def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """One GEMM of a CUDA device, which takes int8 only, M above 16, and N and K in eights.
+    """One int8 GEMM of a CUDA device, which takes int8 only, M above 16, and N and K in eights.
 
     Zeros fill up what is missing, and cuBLASLt wants rows to begin where it can load from: what is
     a part of a wider matrix may have to be copied. Bytes are split into their upper bit and their
@@ -91,7 +145,8 @@ def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         high = padded_gemm((a >> 7).view(torch.int8), b)
         return low.add_(high, alpha=128)
     M, N = a.shape[0], b.shape[1]
-    y = torch._int_mm(aligned(pad(a, 8, at_least=24)), aligned(pad(b.t(), 8)).t())
+    a, b = as_rows(a), as_rows(b.t())
+    y = torch._int_mm(aligned(pad(a, 8, at_least=24)), aligned(pad(b, 8)).t())
     return y[:M, :N].contiguous()
 
 
@@ -111,119 +166,266 @@ def aligned(t: Tensor) -> Tensor:
 
 
 def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """One GEMM of a device without int8 arithmetic; exact for the K of its engine."""
-    total = torch.empty((a.shape[0], b.shape[1]), dtype=torch.float32, device=a.device)
-    # Autocast would round the sum to 8 or 11 bits; it leaves alone what is written to `out`.
-    return torch.mm(a.float(), b.float(), out=total).int()
+    """One float32 GEMM, of operands whose sums float32 holds.
+
+    Autocast would round the sum to 8 or 11 bits; it leaves alone what is written to `out`. TF32 and
+    bfloat16, where they were asked for, hold bytes without rounding.
+    """
+    M, R, device = a.shape[0], b.shape[1], a.device
+    left = scratch("left", a.shape, torch.float32, device, ROW_GAP).copy_(a)
+    if b.dtype != torch.float32:  # a copy of rows as rows takes a third of one that transposes
+        b = scratch("right", (R, len(b)), torch.float32, device, ROW_GAP).copy_(b.t()).t()
+    total = torch.mm(left, b, out=scratch("total", (M, R), torch.float32, device))
+    return total.int() if out is None else out.copy_(total)
+
+
+def _with_gaps(w: Tensor) -> Tensor:
+    return F.pad(w, (0, ROW_GAP))[:, : w.shape[1]].t()
+
+
+def _as_rows_of_outputs(w: Tensor) -> Tensor:
+    return w.t().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
 
 
 ENGINES = {
-    "direct": Engine("direct", direct_gemm, INT8_BLOCK),
-    "padded": Engine("padded", padded_gemm, INT8_BLOCK),
-    "float32": Engine("float32", float32_gemm, FLOAT32_MAX_IN_FEATURES),
+    "direct": Engine("int8", 2**31 - 1, direct_gemm, _with_gaps),
+    "padded": Engine("int8", 2**31 - 1, padded_gemm, lambda w: as_rows(w).t()),
+    "float32": Engine("float32", 2**24, float32_gemm, _as_rows_of_outputs),
 }
 
 
-def engine_for(device: torch.device) -> Engine:
-    """The engine of a device: int8 where it has that, and float32 where it has not."""
-    if device.type == "cpu":
-        return ENGINES["direct"]
-    return ENGINES["padded" if _has_int8_gemm(device) else "float32"]
+def int8_engine(device: torch.device) -> Engine:
+    """The engine of `torch._int_mm`, whether or not the device is good at it."""
+    return ENGINES["direct" if device.type == "cpu" else "padded"]
 
 
-@functools.cache
-def _has_int8_gemm(device: torch.device) -> bool:
-    zeros = torch.zeros((32, 32), dtype=torch.int8, device=device)
-    try:
-        torch._int_mm(zeros, zeros.t())
-    except RuntimeError as error:  # a card older than int8 tensor cores, or no such operation
-        if is_out_of_memory(error):
-            raise  # of the moment: not kept
-        return False
-    return True
+def engine_for(device: torch.device, operands: str = INT8) -> Engine:
+    """The fastest engine that was found exact on a device, for left operands of a range.
+
+    Args:
+        operands: INT8, MAGNITUDES (bytes to 128) or BYTES (to 255), which saturate sums in 16 bits
+            where bytes to 128 do not.
+
+    Raises:
+        NotAvailable: none is exact, which no known device is the case for.
+    """
+    key = operands, circumstances(device)
+    engine = _engines.get(key)
+    if engine is None:
+        choice = choose({"int8": by_int8, "float32": by_float32}, device, operands)
+        if choice.name is None:
+            raise NotAvailable(f"no GEMM is exact on {device} for {operands}: {choice.told()}.")
+        engine = int8_engine(device) if choice.name == "int8" else ENGINES["float32"]
+        _engines[key] = engine
+    return engine
 
 
-# --- scratch memory ------------------------------------------------------------------------------
+_engines: dict[tuple, Engine] = {}
 
 
-class _Scratch(threading.local):
-    """Memory for one call's intermediates, kept for the next call of the same thread.
+# --- sums of GEMMs -------------------------------------------------------------------------------
 
-    A fresh temporary of megabytes is mapped and unmapped by the system at every call, which costs
-    as much as computing what it holds. No result is ever made of this memory. A call takes a buffer
-    away and brings it back, so a call within a call finds none and makes its own. CUDA has an
-    allocator that keeps memory, and knows which stream still reads it: there it is always fresh.
+
+class Form(NamedTuple):
+    """What a GEMM takes of X in the place of X.
+
+    make: x (m, k), int8 -> a part (m, k · width) of `dtype`, as scratch memory.
+    operands: the range of the part.
+    width: columns of the part for each of x.
+    block_bytes: of the part that are made at a time on a CPU, for 128 outputs and one thread.
     """
 
-    def __init__(self):
-        self.kept: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        if device.type != "cpu":
-            return torch.empty(elements, dtype=dtype, device=device)
-        buffer = self.kept.pop((name, dtype), None)
-        if buffer is None or buffer.numel() < elements:
-            # A tensor that was made in inference mode could not be written to outside of it.
-            with torch.inference_mode(False):
-                buffer = torch.empty(elements, dtype=dtype, device=device)
-        return buffer
-
-    def bring_back(self, name: str, buffer: Tensor) -> None:
-        small = buffer.numel() * buffer.element_size() <= SCRATCH_LIMIT
-        if small and buffer.device.type == "cpu" and type(buffer) is Tensor:
-            self.kept[name, buffer.dtype] = buffer
+    make: Callable[[Tensor], Tensor]
+    operands: str = INT8
+    width: int = 1
+    block_bytes: int = BLOCK_BYTES
 
 
-_scratch = _Scratch()
+class Term(NamedTuple):
+    """scales[i] · form(X) W_iᵀ, added up over the matrices W_i that stand one below the other.
+
+    weights: (K · width, len(scales) · N), int8 or as the engine prepared it.
+    longest: the most of the rows of `weights` that the engine may sum at once.
+    form: None for X itself.
+    """
+
+    weights: Tensor
+    longest: int
+    form: Form | None = None
+    scales: tuple[int, ...] = (1,)
 
 
-def release_scratch() -> None:
-    """Give back what this thread's calls have kept for the next ones: some MB at the most."""
-    _scratch.kept.clear()
+def sum_of_gemms(
+    x: Tensor,
+    terms: Sequence[Term],
+    N: int,
+    engine: Engine,
+    accumulator: torch.dtype,
+    start: Tensor | None = None,
+) -> Tensor:
+    """The sum of terms, (M, N): in int32 modulo 2**32, which is right where the whole sum fits.
+
+    start: (N,) in the dtype of the accumulator, what every row begins with.
+    """
+    (M, K), device = x.shape, x.device
+    if 0 in (M, N, K) or not terms:
+        return torch.zeros((M, N), dtype=accumulator, device=device)
+    first = terms[0]
+    if (
+        first.form is None
+        and first.scales == (1,)
+        and accumulator == torch.int32
+        and first.longest >= K
+        and start is None
+    ):
+        y = engine.gemm(x, first.weights, None)
+        terms = terms[1:]
+    elif start is None:
+        y = torch.zeros((M, N), dtype=accumulator, device=device)
+    else:
+        y = start.expand(M, N).clone(memory_format=torch.contiguous_format)
+    for term in terms:
+        _add_term(x, y, term, engine)
+    return y
 
 
-def _block_sizes(M: int, N: int, K: int, device: torch.device, longest: int) -> tuple[int, int]:
+def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
+    (M, K), N, device = x.shape, y.shape[1], x.device
+    weights, longest, form, scales = term
+    width = form.width if form else 1
+    rows, columns = _block_sizes(M, N, K, device, max(1, longest // width), form, engine)
+    if y.dtype == torch.int32:  # what is multiplied modulo 2**32 may be scaled modulo 2**32
+        scales = tuple((scale + 2**31) % 2**32 - 2**31 for scale in scales)
+    # Views take time: where there is one block, there are none.
+    w_blocks = weights.split(columns * width) if columns < K else (weights,)
+    in_rows = zip(x.split(rows), y.split(rows), strict=True) if rows < M else ((x, y),)
+    for x_rows, y_rows in in_rows:
+        x_blocks = x_rows.split(columns, 1) if columns < K else (x_rows,)
+        for x_block, w_block in zip(x_blocks, w_blocks, strict=True):
+            part = form.make(x_block) if form else x_block
+            out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, device)
+            found = engine.gemm(part, w_block, out)
+            if len(scales) == 1:
+                y_rows.add_(found, alpha=scales[0])
+                continue
+            for scale, one in zip(scales, found.split(N, 1), strict=True):
+                y_rows.add_(one, alpha=scale)
+
+
+def _block_sizes(
+    M: int, N: int, K: int, device: torch.device, longest: int, form: Form | None, engine: Engine
+) -> tuple[int, int]:
     """Rows and columns of X that are taken at a time.
 
-    The more outputs there are, the less forming the magnitudes matters, and the more adding up the
-    K blocks: the columns grow with N.
+    The more outputs there are, the less forming the parts matters, and the more adding up the K
+    blocks: the columns grow with N.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or (form is None and engine.name == "int8"):
         return M, min(K, longest)
-    elements = BLOCK_BYTES * min(max(N // 128, 1), 8) * min(torch.get_num_threads(), 8)
+    width, block_bytes = (form.width, form.block_bytes) if form else (1, BLOCK_BYTES)
+    elements = block_bytes * min(max(N // 128, 1), 8) * min(torch.get_num_threads(), 8) // width
     columns = min(K, longest, max(1, elements // min(M, 256)))
+    if columns > 1:
+        columns -= columns % 2 if columns < K else 0  # look-ups take pairs
     rows = min(M, max(256, min(elements // columns, 2**20 // N)))
     return rows, columns
 
 
-def _views(buffer: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """The beginning of an int8 buffer in a shape, and the same bytes read without a sign."""
-    signed = buffer[: shape.numel()].view(shape)
-    return signed, signed.view(torch.uint8)
+def by_int8(a: Tensor, w: Tensor) -> Tensor:
+    """a Wᵀ by `torch._int_mm`, for int8 or uint8 a: what the probe tries."""
+    return _plain(a, w, int8_engine(a.device))
+
+
+def by_float32(a: Tensor, w: Tensor) -> Tensor:
+    """a Wᵀ by float32 GEMMs over K blocks, for int8 or uint8 a: what the probe tries."""
+    return _plain(a, w, ENGINES["float32"])
+
+
+def _plain(a: Tensor, w: Tensor, engine: Engine) -> Tensor:
+    weights = w.matrix if isinstance(w, Float32Weight) else w.t()
+    term = Term(weights, engine.longest(LARGEST[a.dtype] * 128))
+    return sum_of_gemms(a, [term], weights.shape[1], engine, accumulator_dtype(a.shape[1]))
 
 
 # --- the methods ---------------------------------------------------------------------------------
 
 
+def _part(name: str, x: Tensor) -> Tensor:
+    return scratch(name, x.shape, torch.int8, x.device)
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    return torch.abs(x, out=_part("part", x)).view(torch.uint8)  # |-128| has the bits of 128
+
+
+def _positive_part(x: Tensor) -> Tensor:
+    return torch.clamp(x, min=0, out=_part("part", x)).view(torch.uint8)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """X + 128, 0 to 255: the same bits but the first, read without a sign."""
+    return torch.bitwise_xor(x, -128, out=_part("part", x)).view(torch.uint8)
+
+
+MAGNITUDE = Form(_magnitude, MAGNITUDES)
+POSITIVE_PART = Form(_positive_part, MAGNITUDES)
+SHIFTED = Form(_shifted, BYTES)
+
+
 class Float32Weight(NamedTuple):
-    """int8 weights kept as float32 (N, K) for `float32_product`."""
+    """int8 weights kept as float32 (K, N) for `float32_product`."""
 
     matrix: Tensor
 
 
-class PositiveWeight(NamedTuple):
-    """What `positive_matrix_product` needs of int8 weights W (N, K).
+class PositiveWeight:
+    """What `positive_matrix_product` needs of int8 weights W (N, K), as they were when prepared.
 
-    positive: int8 (N, K), W⁺ = max(W, 0).
-    negative: int8 (N, K), W⁻ = max(-W, 0), with 127 where it would be 128.
-    magnitude: int8 (N, K), |W| = W⁺ + W⁻, with 127 where it would be 128.
-    lowest: int8 (N, K), 1 where W is -128 and the two above miss 1; None where W has no -128.
+    parts: int8, one below the other: W⁺ = max(W, 0); W⁻ = max(-W, 0), with 127 where it would be
+        128; and only where W has a -128 a third matrix, with 1 at those places.
+    start: (N,), -128 Σ W, in the dtype of the product.
     """
 
-    positive: Tensor
-    negative: Tensor
-    magnitude: Tensor
-    lowest: Tensor | None
+    def __init__(self, w: Tensor):
+        N, K = w.shape
+        lowest = w == -128
+        parts = [w.clamp(min=0), w.clamp(min=-127).neg().clamp(min=0)]
+        if bool(lowest.any()):
+            parts.append(lowest.to(torch.int8))
+        self.shape, self.device = (N, K), w.device
+        self.parts = torch.cat(parts)
+        self.scales = (1, -1, -1)[: len(parts)]
+        self.start = (-128 * w.sum(1, dtype=torch.int64)).to(accumulator_dtype(K))
+        self._terms: dict[str, Term] = {}
+
+    def term(self, engine: Engine) -> Term:
+        """The sum's only term, as `lay_out` made it; without that, of the parts as they are."""
+        found = self._terms.get(engine.name)
+        return found or Term(self.parts.t(), engine.longest(255 * 128), SHIFTED, self.scales)
+
+    def lay_out(self, engine: Engine) -> None:
+        """Make the parts ready for an engine."""
+        longest, weights = longest_block(self.parts, 255, engine), engine.prepare(self.parts)
+        self._terms[engine.name] = Term(weights, longest, SHIFTED, self.scales)
+
+
+def longest_block(w: Tensor, largest: int, engine: Engine) -> int:
+    """How many columns of w (R, K) an engine may sum at once, for left operands up to `largest`.
+
+    Guaranteed for any weights, or more where these are small enough: the columns are cut into the
+    fewest blocks of one length, in eights, that no row's sum of magnitudes is too large for.
+    """
+    K, guaranteed = w.shape[1], engine.longest(largest * 128)
+    if guaranteed >= K or not len(w):
+        return guaranteed
+    sums = F.pad(w.abs().view(torch.uint8).cumsum(1, dtype=torch.int64), (1, 0))
+    most = engine.largest_sum // largest
+    for blocks in range(max(1, -(-int(sums[:, -1].max()) // most)), -(-K // guaranteed)):
+        length = -(-K // blocks // 8) * 8
+        ends = torch.arange(0, K + length, length, device=w.device).clamp(max=K)
+        if int(sums[:, ends].diff(dim=1).max()) <= most:
+            return length
+    return guaranteed
 
 
 def prepare_positive(w: Tensor) -> PositiveWeight:
@@ -233,11 +435,9 @@ def prepare_positive(w: Tensor) -> PositiveWeight:
         TypeError, ValueError: see `check_weight`.
     """
     check_weight(w)
-    clipped = w.clamp(min=-127).contiguous()
-    positive, magnitude = clipped.clamp(min=0), clipped.abs()
-    is_lowest = w == -128
-    lowest = is_lowest.to(torch.int8).contiguous() if bool(is_lowest.any()) else None
-    return PositiveWeight(positive, magnitude - positive, magnitude, lowest)
+    prepared = PositiveWeight(w)
+    prepared.lay_out(engine_for(w.device, BYTES))
+    return prepared
 
 
 def prepare_float32(w: Tensor) -> Float32Weight:
@@ -247,7 +447,7 @@ def prepare_float32(w: Tensor) -> Float32Weight:
         TypeError, ValueError: see `check_weight`.
     """
     check_weight(w)
-    return Float32Weight(w.to(torch.float32, memory_format=torch.contiguous_format))
+    return Float32Weight(ENGINES["float32"].prepare(w))
 
 
 def check_weight(w: Tensor) -> None:
@@ -257,8 +457,9 @@ def check_weight(w: Tensor) -> None:
         TypeError: w is not int8.
         ValueError: w is not a matrix.
     """
-    if w.dtype != torch.int8:
-        raise TypeError(f"w is {w.dtype}: the weights must be torch.int8.")
+    if not isinstance(w, Tensor) or w.dtype != torch.int8:
+        found = w.dtype if isinstance(w, Tensor) else type(w).__name__
+        raise TypeError(f"w is {found}: the weights must be torch.int8.")
     if w.ndim != 2:
         raise ValueError(
             f"w has shape {tuple(w.shape)}: it must be a matrix (out_features, in_features)."
@@ -289,12 +490,13 @@ def float32_product(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
         TypeError, ValueError: see `check_operands`.
     """
     require_kind("float32_product", w, Float32Weight)
-    check_operands(x, _like_int8(w.matrix) if isinstance(w, Float32Weight) else w)
-    return blocked_float32(x, w)
+    prepared = isinstance(w, Float32Weight)
+    check_operands(x, like_int8(*w.matrix.shape[::-1], w.matrix.device) if prepared else w)
+    return by_float32(x, w)
 
 
 def int8_product(x: Tensor, w: Tensor) -> Tensor:
-    """One int8 GEMM, `torch._int_mm`.
+    """One int8 GEMM, `torch._int_mm`, also where PyTorch has but a slow loop for it.
 
     Raises:
         NotAvailable: it is not exact on this machine. An x86 processor without VNNI sums pairs of
@@ -303,289 +505,70 @@ def int8_product(x: Tensor, w: Tensor) -> Tensor:
     """
     require_kind("int8_product", w)
     check_operands(x, w)
-    require_exact("int8_product", plain_int8, x.device)
-    return plain_int8(x, w)
+    require_exact("int8_product", by_int8, x.device)
+    return by_int8(x, w)
 
 
 def one_sided_product(x: Tensor, w: Tensor) -> Tensor:
-    """W X⁺ - W X⁻: X as two matrices of magnitudes, which are bytes without a sign.
+    """2 W X⁺ - W |X|, where X⁺ = max(X, 0): the inputs as bytes without a sign.
 
-    Magnitudes reach 128, so a pair of products with int8 weights stays within 2 · 128 · 127 and
-    2 · 128 · -128 = -2**15, which 16 bits just hold: exact also where `int8_product` saturates.
+    With X = X⁺ - X⁻ and |X| = X⁺ + X⁻ it is W X⁺ - W X⁻. Magnitudes reach 128, so a pair of
+    products with int8 weights stays within 2 · 128 · 127 and 2 · 128 · -128 = -2**15, which 16 bits
+    just hold: the int8 engine is exact for it also where `int8_product` saturates.
 
     Raises:
-        NotAvailable: this machine has no GEMM of uint8 and int8 that works.
+        NotAvailable: no engine of this machine is exact.
         TypeError, ValueError: see `check_operands`.
     """
     require_kind("one_sided_product", w)
     check_operands(x, w)
-    require_exact("one_sided_product", one_sided, x.device)
-    return one_sided(x, w)
+    return one_sided(x, w, engine_for(x.device, MAGNITUDES))
 
 
 def positive_matrix_product(x: Tensor, w: Tensor | PositiveWeight) -> Tensor:
-    """2 (W⁺ X⁺ + W⁻ X⁻) - |W| |X|: every multiplication is between non-negative numbers.
+    """W⁺ (X + 128) - W⁻ (X + 128) - 128 Σ W: every multiplication is between non-negative numbers.
 
-    |W| |X| counts every partial product as if it were non-negative; the other term counts those
-    that are, twice. What remains is the seed's sum, in three GEMMs, and a fourth where W has a
-    -128, whose magnitude int8 does not hold. X's magnitudes are uint8, which does.
+    X + 128 is a byte, 0 to 255, the same bits as X but the first; W⁺ = max(W, 0) and
+    W⁻ = max(-W, 0) are the weights' magnitudes, 0 to 128, each where the sign is its own. The last
+    term is known with the weights. So a multiplier of a bare 8-bit input by a magnitude of 7 bits
+    serves, whose product the weight's sign then adds or subtracts; a magnitude of 128 takes a third
+    GEMM, of the ones that 127 misses. W⁺ and W⁻ are Fibonacci codes if |W| is one.
 
     Args:
         x: X (M, K), int8.
         w: W (N, K), int8, or its `PositiveWeight`, prepared before.
 
     Raises:
-        NotAvailable: this machine has no GEMM of uint8 and int8 that works.
+        NotAvailable: no engine of this machine is exact.
         TypeError, ValueError: see `check_operands`.
     """
     require_kind("positive_matrix_product", w, PositiveWeight)
-    check_operands(x, w.magnitude if isinstance(w, PositiveWeight) else w)
-    require_exact("positive_matrix_product", positive, x.device)
-    return positive(x, w)
+    check_operands(x, w if isinstance(w, Tensor) else like_int8(*w.shape, w.device))
+    weight = w if isinstance(w, PositiveWeight) else PositiveWeight(w)
+    return positive(x, weight, engine_for(x.device, BYTES))
 
 
-def plain_int8(x: Tensor, w: Tensor) -> Tensor:
-    """`int8_product` without its checks: what the probe tries."""
-    engine = engine_for(x.device)
-    if engine.name == "float32":
-        raise NotAvailable(f"{x.device} has no int8 GEMM")
-    (M, K), N = x.shape, w.shape[0]
-    if 0 in (M, N, K):
-        return torch.zeros((M, N), dtype=accumulator_dtype(K), device=x.device)
-    x, w = as_rows(x), as_rows(w)
-    if K <= INT32_MAX_IN_FEATURES:
-        return engine.gemm(x, w.t())
-    y = torch.zeros((M, N), dtype=torch.int64, device=x.device)
-    for k in range(0, K, engine.block):
-        block = slice(k, k + engine.block)
-        y += engine.gemm(as_rows(x[:, block]), as_rows(w[:, block]).t())
-    return y
+def one_sided(x: Tensor, w: Tensor, engine: Engine) -> Tensor:
+    """`one_sided_product` without its checks, by one engine."""
+    weights, longest = w.t(), engine.longest(128 * 128)
+    terms = [
+        Term(weights, longest, MAGNITUDE, (-1,)),
+        Term(weights, longest, POSITIVE_PART, (2,)),
+    ]
+    return sum_of_gemms(x, terms, w.shape[0], engine, accumulator_dtype(x.shape[1]))
 
 
-def one_sided(x: Tensor, w: Tensor) -> Tensor:
-    """`one_sided_product` without its checks: what the probe tries.
-
-    With X⁻ = |X| - X⁺ it is 2 W X⁺ - W |X|, whose two magnitudes take less time to form than X⁻
-    does. As in `positive`, nothing passes the accumulator on the way.
-    """
-    (M, K), N, device = x.shape, w.shape[0], x.device
-    y = torch.zeros((M, N), dtype=accumulator_dtype(K), device=device)
-    if 0 in (M, N, K):
-        return y
-    engine = engine_for(device)
-    gemm = engine.gemm
-    rows, columns = _block_sizes(M, N, K, device, engine.block)
-    part_buffer = _scratch.take("part", rows * columns, torch.int8, device)
-    sum_buffer = _scratch.take("sum", rows * N, torch.int32, device)
-    w_blocks = as_rows(w).t().split(columns)  # (k, N), all of them at once: each view costs time
-    for x_rows, y_rows in zip(x.split(rows), y.split(rows), strict=True):
-        shape, out = None, sum_buffer[: y_rows.numel()].view(y_rows.shape)
-        for x_block, w_block in zip(x_rows.split(columns, 1), w_blocks, strict=True):
-            if x_block.shape != shape:
-                shape = x_block.shape
-                part, magnitude = _views(part_buffer, shape)
-            torch.abs(x_block, out=part)  # |X|, and |-128| wraps to the bits of 128
-            y_rows.sub_(gemm(magnitude, w_block, out))
-            torch.clamp(x_block, min=0, out=part)  # X⁺
-            y_rows.add_(gemm(magnitude, w_block, out), alpha=2)
-    _scratch.bring_back("part", part_buffer)
-    _scratch.bring_back("sum", sum_buffer)
-    return y
+def one_sided_int8(x: Tensor, w: Tensor) -> Tensor:
+    """`one_sided_product` by `torch._int_mm`: what the probe tries."""
+    return one_sided(x, w, int8_engine(x.device))
 
 
-def positive(x: Tensor, w: Tensor | PositiveWeight) -> Tensor:
-    """`positive_matrix_product` without its checks: what the probe tries.
-
-    Nothing passes the accumulator on the way. After each K block y is the product so far; within
-    one it first falls by |W| |X| of the block and then climbs, never beyond K · 2**14.
-    """
-    weight = w if isinstance(w, PositiveWeight) else prepare_positive(w)
-    (M, K), N, device = x.shape, weight.magnitude.shape[0], x.device
-    y = torch.zeros((M, N), dtype=accumulator_dtype(K), device=device)
-    if 0 in (M, N, K):
-        return y
-    if weight.lowest is not None:
-        y += 128 * weight.lowest.sum(1, dtype=y.dtype)  # see the last GEMM
-    engine = engine_for(device)
-    gemm = engine.gemm
-    rows, columns = _block_sizes(M, N, K, device, engine.block)
-    part_buffer = _scratch.take("part", rows * columns, torch.int8, device)
-    whole_buffer = _scratch.take("whole", rows * columns, torch.int8, device)
-    sum_buffer = _scratch.take("sum", rows * N, torch.int32, device)
-    w_blocks = [matrix.t().split(columns) for matrix in weight if matrix is not None]  # (k, N)
-    for x_rows, y_rows in zip(x.split(rows), y.split(rows), strict=True):
-        shape, out = None, sum_buffer[: y_rows.numel()].view(y_rows.shape)
-        for x_block, (w_pos, w_neg, w_whole, *ones) in zip(
-            x_rows.split(columns, 1), zip(*w_blocks, strict=True), strict=True
-        ):
-            if x_block.shape != shape:
-                shape = x_block.shape
-                part, x_part = _views(part_buffer, shape)
-                whole, x_whole = _views(whole_buffer, shape)
-            torch.abs(x_block, out=whole)  # |X|, and |-128| wraps to the bits of 128
-            torch.clamp(x_block, min=0, out=part)  # X⁺, while the block of X is in the cache
-            y_rows.sub_(gemm(x_whole, w_whole, out))
-            y_rows.add_(gemm(x_part, w_pos, out), alpha=2)
-            # X⁻ = |X| - X⁺, where X⁺ is |X| or 0: no bit is borrowed, and xor takes half the time.
-            torch.bitwise_xor(whole, part, out=part)
-            y_rows.add_(gemm(x_part, w_neg, out), alpha=2)
-            if ones:
-                # So far -128 counted as -127, and 1 · X is missing at its places E. X + 128 is
-                # non-negative, the same bits but the first, and E X = E (X + 128) - 128 Σ E.
-                torch.bitwise_xor(x_block, -128, out=part)
-                y_rows.sub_(gemm(x_part, ones[0], out))
-    _scratch.bring_back("part", part_buffer)
-    _scratch.bring_back("whole", whole_buffer)
-    _scratch.bring_back("sum", sum_buffer)
-    return y
+def positive(x: Tensor, weight: PositiveWeight, engine: Engine) -> Tensor:
+    """`positive_matrix_product` without its checks, by one engine."""
+    N, K = weight.shape
+    return sum_of_gemms(x, [weight.term(engine)], N, engine, accumulator_dtype(K), weight.start)
 
 
-def blocked_float32(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
-    """`float32_product` without its checks: what the probe tries."""
-    prepared = isinstance(w, Float32Weight)
-    weight = w.matrix if prepared else w
-    (M, K), N, device = x.shape, weight.shape[0], x.device
-    y = torch.zeros((M, N), dtype=accumulator_dtype(K), device=device)
-    if 0 in (M, N, K):
-        return y
-    rows, columns = min(M, 1024), min(K, FLOAT32_MAX_IN_FEATURES)
-    if device.type != "cpu":
-        rows = M
-    x_buffer = _scratch.take("x", rows * columns, torch.float32, device)
-    w_buffer = _scratch.take("w", 0 if prepared else N * columns, torch.float32, device)
-    sum_buffer = _scratch.take("sum", rows * N, torch.float32, device)
-    integer_buffer = _scratch.take("sum", rows * N, torch.int32, device)
-    for k in range(0, K, columns):
-        w_block = weight[:, k : k + columns]
-        if not prepared:
-            w_block = w_buffer[: w_block.numel()].view(w_block.shape).copy_(w_block)
-        for m in range(0, M, rows):
-            x_block, y_block = x[m : m + rows, k : k + columns], y[m : m + rows]
-            x_float = x_buffer[: x_block.numel()].view(x_block.shape).copy_(x_block)
-            total = sum_buffer[: y_block.numel()].view(y_block.shape)
-            torch.mm(x_float, w_block.t(), out=total)
-            y_block += integer_buffer[: y_block.numel()].view(y_block.shape).copy_(total)
-    for name, buffer in (("x", x_buffer), ("w", w_buffer), ("sum", sum_buffer)):
-        _scratch.bring_back(name, buffer)
-    _scratch.bring_back("sum", integer_buffer)
-    return y
-
-
-# --- the seed's pipeline, compiled ---------------------------------------------------------------
-
-
-def fused_elementwise_product(x: Tensor, w: Tensor | SignMagnitude) -> Tensor:
-    """The seed's pipeline without its memory: a compiler makes one loop of its four steps.
-
-    Magnitudes times magnitudes, times signs times signs, summed: no partial product ever leaves
-    the processor. The first call compiles, which takes seconds; so does the first with another
-    number of threads, and the first whose sums need int64.
-
-    Args:
-        x: X (M, K), int8.
-        w: W (N, K), int8, or its signs and magnitudes computed before, as the seed does.
-
-    Raises:
-        NotAvailable: torch.compile finds no compiler that works here, or gave up.
-        TypeError, ValueError: see `check_operands`.
-    """
-    require_kind("fused_elementwise_product", w, SignMagnitude)
-    weight = as_sign_magnitude(w)
-    check_operands(x, weight.sign)
-    (M, K), N = x.shape, weight.sign.shape[0]
-    accumulator = accumulator_dtype(K)
-    if 0 in (M, N, K):
-        return torch.zeros((M, N), dtype=accumulator, device=x.device)
-    # A size of 1 would be compiled for itself: 2 at the least, and one program serves all.
-    parts = [_two_or_more(part) for part in (*to_sign_magnitude(x), *weight)]
-    try:
-        with torch.no_grad(), _quiet_compiler(), _one_program():
-            y = _compiled()(*parts, accumulator)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if type(error).__name__ == "FailOnRecompileLimitHit":
-            raise NotAvailable(
-                f"fused_elementwise_product was compiled {RECOMPILE_LIMIT} times in this process, "
-                "each time for other circumstances, and torch.compile gave up: call "
-                "torch.compiler.reset(), or use elementwise_product."
-            ) from error
-        if not isinstance(error, (RuntimeError, ImportError, OSError)):
-            raise
-        needed = "Triton" if x.device.type == "cuda" else "a C++ compiler"
-        reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise NotAvailable(
-            f"fused_elementwise_product needs torch.compile, which does not work for "
-            f"{x.device.type} here ({type(error).__name__}: {reason.strip()}). Install {needed}, "
-            "or use elementwise_product."
-        ) from error
-    return y[:M, :N]
-
-
-def _two_or_more(t: Tensor) -> Tensor:
-    rows, columns = t.shape
-    if rows > 1 and columns > 1:
-        return t.contiguous()
-    return F.pad(t, (0, max(0, 2 - columns), 0, max(0, 2 - rows)))
-
-
-def _seed_pipeline(
-    x_sign: Tensor,
-    x_magnitude: Tensor,
-    w_sign: Tensor,
-    w_magnitude: Tensor,
-    accumulator: torch.dtype,
-) -> Tensor:
-    magnitudes = w_magnitude.int() * x_magnitude.int().unsqueeze(1)  # (M, N, K)
-    signs = w_sign.int() * x_sign.int().unsqueeze(1)  # (M, N, K)
-    return (magnitudes * signs).sum(2, dtype=accumulator)
-
-
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_seed_pipeline, dynamic=True, fullgraph=True)
-
-
-@contextlib.contextmanager
-def _one_program() -> Iterator[None]:
-    """Compile once for all sizes, also those that happen to be equal, and as often as it takes.
-
-    PyTorch gives up after eight programs for one function. There is one here for each number of
-    threads, accumulator, device and such switches of the process as autocast.
-    """
-    import torch._dynamo.config as dynamo
-    from torch.fx.experimental import _config as shapes
-
-    with (
-        dynamo.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=RECOMPILE_LIMIT),
-        shapes.patch(use_duck_shape=False),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _quiet_compiler() -> Iterator[None]:
-    """Silence the deprecation warnings about PyTorch that loading its compiler prints."""
-    if "torch._inductor.compile_fx" in sys.modules:
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-
-
-GEMM_METHODS: dict[str, Callable[..., Tensor]] = {
-    method.__name__: method
-    for method in (
-        float32_product,
-        int8_product,
-        one_sided_product,
-        positive_matrix_product,
-        fused_elementwise_product,
-    )
-}
-
-
-def _like_int8(t: Tensor) -> Tensor:
-    """A matrix of no memory with the shape and device of t, for the check of operands."""
-    return torch.empty(1, dtype=torch.int8, device=t.device).expand(t.shape)
+def like_int8(rows: int, columns: int, device: torch.device) -> Tensor:
+    """A matrix of no memory with the shape and device of prepared weights, to check operands."""
+    return torch.empty(1, dtype=torch.int8, device=device).expand(rows, columns)

@@ -1,11 +1,13 @@
-"""Proof by probe: does a method give the exact numbers *here*?
+"""Proof by probe: does a method give the exact numbers *here*, and which is the fastest that does?
 
-Whether an int8 GEMM is exact depends on the machine, on the PyTorch that was built for it and on
-switches of the process, and a wrong one gives no sign of it. So a method is tried once, and the
-finding is kept for as long as the circumstances that it depends on stay the same.
+Whether an int8 GEMM is exact depends on the machine, on the PyTorch that was built for it, on the
+range of the operands and on switches of the process, and a wrong one gives no sign of it. So a
+method is tried once, and the finding is kept for as long as the circumstances that it depends on
+stay the same.
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,16 @@ import torch
 from torch import Tensor
 
 from posmat.problem import NotAvailable, ProblemSize, random_operands
-from posmat.products import integer_product
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+# What the left operand may be; the right one is int8.
+INT8, MAGNITUDES, BYTES = "int8", "bytes to 128", "bytes to 255"
+_RANGES = {
+    INT8: (torch.int8, -128, 127),
+    MAGNITUDES: (torch.uint8, 0, 128),
+    BYTES: (torch.uint8, 0, 255),
+}
 
 # At a large size a GEMM runs the kernels that real work runs: those of capped processors are right
 # at many small sizes and wrong at this one.
@@ -24,8 +35,13 @@ SMALL = [
     ProblemSize(*sizes)
     for sizes in ((1, 1, 1), (1, 1, 2), (3, 5, 7), (17, 8, 64), (1, 128, 300), (33, 1, 65))
 ]
-# (x, w) everywhere. A 16-bit sum of two products saturates at 127 · 127 and not at -128 · -128.
-CORNERS = ((127, 127), (-128, -128), (127, -128), (-128, 127))
+
+# Where PyTorch has no int8 kernel for a processor it falls back to a loop, exact and 30 to 170
+# times slower. A small size tells, and does not take long to.
+TRIAL = ProblemSize(128, 64, 2048)
+SLOW = 5  # times the fastest candidate, at TRIAL
+TURNS = 3  # of all candidates at TRIAL, and
+LARGE_TURNS = 5  # of those that are left at LARGE; the best of each counts
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,18 @@ class Proof:
 
     exact: bool
     finding: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The fastest exact one of some candidates, None where none is, and what was found of each."""
+
+    name: str | None
+    findings: dict[str, str]
+
+    def told(self) -> str:
+        """The findings in one line."""
+        return "; ".join(f"{name}: {finding}" for name, finding in self.findings.items())
 
 
 _proofs: dict[tuple, Proof] = {}
@@ -60,11 +88,6 @@ def _float32_precision(backend: str) -> str:
     return torch.get_float32_matmul_precision()
 
 
-def has_onednn() -> bool:
-    """Whether oneDNN, which has the fast int8 GEMM of a CPU, is built in and switched on."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, which is of the moment and proves nothing.
 
@@ -76,21 +99,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(say in str(error) for say in words)
 
 
-def prove(product: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> Proof:
-    """Try a method on the corners of int8 and on random operands; the first finding is kept.
+def prove(product: Product, device: torch.device, operands: str = INT8) -> Proof:
+    """Try a method on corners and on random operands of a range; the first finding is kept.
 
     Raises:
         RuntimeError: memory ran out. It is no finding, and the next call tries again.
     """
-    key = (product, circumstances(device))
+    key = (product, operands, circumstances(device))
     if key not in _proofs:
         with _lock:
             if key not in _proofs:
-                _proofs[key] = _probe(product, device)
+                _proofs[key] = _probe(product, device, operands)
     return _proofs[key]
 
 
-def require_exact(name: str, product: Callable[[Tensor, Tensor], Tensor], device: torch.device):
+def require_exact(name: str, product: Product, device: torch.device) -> None:
     """Refuse a method that was not found exact here.
 
     Raises:
@@ -100,8 +123,54 @@ def require_exact(name: str, product: Callable[[Tensor, Tensor], Tensor], device
     if not proof.exact:
         raise NotAvailable(
             f"{name} is not exact on this {device}: {proof.finding}. Use exact_product, which "
-            "takes the fastest method that was proved exact here."
+            "takes the fastest method that was found exact here."
         )
+
+
+def choose(candidates: dict[str, Product], device: torch.device, operands: str = INT8) -> Choice:
+    """Time the candidates that are no loop; try them, the fastest first, until one is exact.
+
+    On a CPU they are compared in the processor time of one thread: several that wait for each other
+    on a busy machine may take a hundred times as long, and what they take says nothing of them.
+    """
+    with _lock:
+        findings, ready = dict.fromkeys(candidates, ""), dict(candidates)
+        trial = _best_seconds(ready, probe_operands(TRIAL, device, operands), TURNS)
+        for name, seconds in trial.items():
+            times = seconds / min(trial.values()) if math.isfinite(seconds) else 1
+            if times > SLOW:
+                findings[name] = f"not tried further: {times:.0f} times slower than the fastest"
+                del ready[name]
+        seconds = _best_seconds(ready, probe_operands(LARGE, device, operands), LARGE_TURNS)
+        where = " on one thread" if device.type == "cpu" else ""
+        chosen = None
+        for name in sorted(ready, key=seconds.get):
+            took = f"{1000 * seconds[name]:.2f} ms at the seed's size{where}"
+            if chosen and math.isfinite(seconds[name]):
+                findings[name] = f"{took}, slower and not tried further"
+                continue
+            proof = prove(ready[name], device, operands)
+            findings[name] = f"{proof.finding}, {took}" if proof.exact else proof.finding
+            chosen = chosen or (name if proof.exact else None)
+        return Choice(chosen, findings)
+
+
+def _best_seconds(
+    products: dict[str, Product], operands: tuple[Tensor, Tensor], turns: int
+) -> dict[str, float]:
+    """The seconds of the best call of each, in turn, so that a slow moment meets them all.
+
+    Infinite for a method that does not run: its proof says in words what is wrong.
+    """
+    device = operands[0].device
+    best = dict.fromkeys(products, math.inf)
+    with one_thread(device):
+        for _ in range(turns):
+            for name, product in products.items():
+                with contextlib.suppress(RuntimeError):
+                    seconds = one_call(lambda f=product: f(*operands), device)
+                    best[name] = min(best[name], seconds)
+    return best
 
 
 def one_call(call: Callable[[], object], device: torch.device) -> float:
@@ -132,17 +201,29 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def probe_operands(size: ProblemSize, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random operands over the whole of int8, whatever the process's default device is."""
+def probe_operands(
+    size: ProblemSize, device: torch.device, operands: str = INT8
+) -> tuple[Tensor, Tensor]:
+    """A random left operand over a whole range, and int8 weights over all of theirs.
+
+    On the device that is asked for, whatever the process's default device is.
+    """
+    dtype, _, high = _RANGES[operands]
     with torch.device("cpu"):
-        return random_operands(size, device=device, low=-128)
+        a, w = random_operands(size, torch.int16, device, low=-128)
+        if dtype == torch.uint8:
+            a = (a + 128) * high // 255
+        return a.to(dtype), w.clamp(max=127).to(torch.int8)
 
 
-def _probe(product: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> Proof:
+def _probe(product: Product, device: torch.device, operands: str) -> Proof:
+    dtype, low, high = _RANGES[operands]
+    # A 16-bit sum of two products saturates at 127 · 127 and not at -128 · -128.
+    corners = [(a, b) for a in (high, low) for b in (127, -128) if a]
     try:
-        for a, b in CORNERS:
-            size = LARGE if (a, b) == (127, 127) else SMALL[3]
-            x = torch.full((size.batch_size, size.in_features), a, dtype=torch.int8, device=device)
+        for a, b in corners:
+            size = LARGE if (a, b) == (high, 127) else SMALL[3]
+            x = torch.full((size.batch_size, size.in_features), a, dtype=dtype, device=device)
             w = torch.full(
                 (size.out_features, size.in_features), b, dtype=torch.int8, device=device
             )
@@ -150,17 +231,16 @@ def _probe(product: Callable[[Tensor, Tensor], Tensor], device: torch.device) ->
             if wrong:
                 return Proof(False, _wrong(wrong, f"{a} x {b}", size))
         for size in (*SMALL, LARGE):
-            x, w = probe_operands(size, device)
+            x, w = probe_operands(size, device, operands)
             # float64 holds every integer to 2**53; an int64 product of this size takes a second.
-            expected = integer_product(x, w) if size is not LARGE else x.double() @ w.double().T
-            wrong = (product(x, w) != expected).double().mean().item()
+            wrong = (product(x, w) != x.double() @ w.double().T).double().mean().item()
             if wrong:
                 return Proof(False, _wrong(wrong, "random operands", size))
     except RuntimeError as error:  # no such kernel for this device or dtype
         if is_out_of_memory(error):
             raise
         return Proof(False, f"it does not run here ({_first_line(error)})")
-    return Proof(True, "exact for random operands and all corners of int8")
+    return Proof(True, f"exact for random operands and {len(corners)} corners of {operands}")
 
 
 def _wrong(share: float, operands: str, size: ProblemSize) -> str:
