@@ -6,7 +6,8 @@ The modules, each knowing only those above it:
     problem                sizes and operands
     signmag                int8 <-> sign and magnitude
     products               methods (x, w) -> y, element by element; the reference
-    proof, gemm, exact     methods as GEMMs, proved on the machine; the choice among all
+    proof, engines         what is exact on this machine; GEMMs of bytes, and sums of them
+    gemm, exact            methods as GEMMs; the choice among all
     fibonacci              codes without adjacent ones, and quantization to them
     factorization          exact integer factors of an error table
     multipliers, inexact   inexact multipliers; their matrix product, bit for bit

@@ -7,8 +7,9 @@
 import torch
 from torch import Tensor
 
+from posmat.engines import by_float32, by_int8
 from posmat.environment import require_device
-from posmat.gemm import by_float32, by_int8, one_sided_int8, require_kind
+from posmat.gemm import one_sided_int8, require_kind
 from posmat.problem import check_operands
 from posmat.products import elementwise_product
 from posmat.proof import Choice, Product, choose, circumstances

@@ -23,17 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posmat.gemm import (
-    Engine,
-    Form,
-    Term,
-    check_weight,
-    engine_for,
-    like_int8,
-    require_kind,
-    scratch,
-    sum_of_gemms,
-)
+from posmat.engines import Engine, Form, Term, engine_for, scratch, sum_of_gemms
+from posmat.gemm import check_weight, like_int8, require_kind
 from posmat.multipliers import BitTerm, Multiplier, find_multiplier
 from posmat.problem import check_operands
 from posmat.products import INT32_MAX_IN_FEATURES

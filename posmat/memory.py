@@ -89,7 +89,7 @@ def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: 
     make_current(torch.device(device))
     dtype = getattr(torch, kind)
     function(*random_operands(ProblemSize(2, 2, 2), dtype, device))
-    import_module("posmat.gemm").release_scratch()  # what the proof of a method has used
+    import_module("posmat.engines").release_scratch()  # what the proof of a method has used
     x, w = random_operands(ProblemSize(int(M), int(N), int(K)), dtype, device, int(seed))
     operand_bytes = x.nbytes + w.nbytes
     facts = {"operand_bytes": operand_bytes}
