@@ -12,6 +12,7 @@ import pandas as pd
 AGAIN = " (again)"  # the first control: the baseline a second time, whose ratio is the noise floor
 FLOOR = "one-element call"  # the second: what calling and launching alone costs
 
+FEW_ROUNDS = 5  # fewer in a run, and a claim says how many there were
 _RESAMPLES = 2000
 # What two times must share before one is divided by the other or both go into one median.
 _SHARED = ("clock", "dtype", "batch_size", "out_features", "in_features", "threads", "machine")
@@ -158,8 +159,8 @@ def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
     """A ratio as words that claim no more than was measured.
 
     Several runs: the range over them, and whether it leaves out 1 by more than the control's range
-    does. One run: the interval, and the words 'in one run'. In a table of groups `method` is the
-    whole index, (group, method).
+    does. One run: the interval, and the words 'in one run'. Fewer than five rounds in a run are
+    told too. In a table of groups `method` is the whole index, (group, method).
     """
     line = table.loc[method]
     if line["state"] != "timed":
@@ -168,12 +169,13 @@ def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
         return f"{format_figures(1e3 * line['median'])} ms ({line['baseline']} has no time here)"
     ratio, low, high = line["ratio"], line["ratio_low"], line["ratio_high"]
     value = f"{format_figures(ratio)} times the time of {line['baseline']}"
-    if line["runs"] > 1:
-        spread = (
-            f"{format_figures(low)} to {format_figures(high)} over {line['runs']} fresh kernels"
-        )
+    runs, few = line["runs"], _few_rounds(table, method)
+    if runs > 1:
+        spread = f"{format_figures(low)} to {format_figures(high)} over {runs} fresh kernels"
+        spread += f", {few} rounds in all" if few else ""
     else:
         spread = f"95 % interval {format_figures(low)} to {format_figures(high)} in one run"
+        spread += f" of {few} round{'s' * (few > 1)}" if few else ""
     verdict = "" if stands(table, method) else ", which is not told apart from the noise"
     return f"{value} ({spread}{verdict})"
 
@@ -188,7 +190,7 @@ def stands(table: pd.DataFrame, method: str | tuple) -> bool:
     line = table.loc[method]
     if pd.isna(line["ratio"]):
         return False
-    own = table.xs(method[:-1], level=table.index.names[:-1]) if table.index.nlevels > 1 else table
+    own = _group_of(table, method)
     floor = 0.0
     for control in (name for name in own.index if name.endswith(AGAIN)):
         again, once = own.loc[control], own.loc[control.removesuffix(AGAIN)]
@@ -197,6 +199,23 @@ def stands(table: pd.DataFrame, method: str | tuple) -> bool:
             ends = (again["ratio_low"] / once["ratio"], again["ratio_high"] / once["ratio"])
             floor = max(abs(end - 1) for end in ends)
     return bool(line["ratio_low"] > 1 + floor or line["ratio_high"] < 1 / (1 + floor))
+
+
+def _group_of(table: pd.DataFrame, method: str | tuple) -> pd.DataFrame:
+    """The lines that a method is compared with, by their names: its group, or the whole table."""
+    return table.xs(method[:-1], level=table.index.names[:-1]) if table.index.nlevels > 1 else table
+
+
+def _few_rounds(table: pd.DataFrame, method: str | tuple) -> int:
+    """The rounds that a ratio is made of, where they are fewer than five in a run; else 0.
+
+    A ratio has as many pairs as the one of the two that met fewer rounds.
+    """
+    line, own = table.loc[method], _group_of(table, method)
+    rounds = int(line["rounds"])
+    if line["baseline"] in own.index:
+        rounds = min(rounds, int(own.loc[line["baseline"], "rounds"]))
+    return rounds if rounds < FEW_ROUNDS * line["runs"] else 0
 
 
 def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:

@@ -31,10 +31,13 @@ from posmat.summary import AGAIN, FLOOR
 BLOCK_S = 5e-3  # long enough to hide the clock, short enough to fall between the scheduler's slices
 WARM_UP_S = 0.2
 LONG_S = 0.05  # a call of this length or more is a block by itself, without further untimed calls
-# A method of half a second or more meets SLOW_ROUNDS rounds only: thirty would take a notebook over
-# 15 s for this method alone, in each of its kernels.
-SLOW_S = 0.5
-SLOW_ROUNDS = 5
+LEAST_ROUNDS = 3  # whatever a method costs: fewer have no median that one bad block cannot move
+# Of the seconds given, shared out evenly: what each method may warm up for, and once more what it
+# may spend on rounds even if slow methods want everything. The rest goes where it is needed.
+EVEN_PART = 1 / 4
+# Multiples of it, modulo 1, lie evenly spread however many there are, and each one more splits one
+# of the widest gaps.
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 # What each measurement of this process said of the CUDA device under its load, for the provenance.
 GPU_STATES: list[dict] = []
@@ -58,6 +61,7 @@ def time_methods(
     error_bound: float | None = None,
     time_wrong: Collection[str] = (),
     rounds: int = 30,
+    seconds: float | None = 30.0,
     threads: int = 1,
     seed: int = 0,
     clock: str | None = None,
@@ -69,6 +73,11 @@ def time_methods(
 
     A block lasts 5 ms or one call. Before it a quarter as many untimed calls are made, for what the
     last method left in the caches; a call of 50 ms or more is long against that and goes without.
+
+    How many rounds a method meets is settled before the first of them, by what its first calls
+    cost and never by what its blocks read. Those of a slow method are spread evenly, and some of
+    those that a quicker one meets; the baseline and its control meet all of them, so that every
+    block has its pair.
 
     On CUDA it is the current device that is waited for and measured (`start_run` makes the device
     of the run the current one). With the host clock, the device's own clocks are read at the end,
@@ -86,14 +95,18 @@ def time_methods(
             for it.
         time_wrong: the names of methods that are timed although they are wrong, because the
             notebook is about that.
-        rounds: each times every method once. A method of half a second or more meets five of them,
-            evenly spread.
+        rounds: at the most; each times every method once, or some of them in a round that slow
+            ones miss.
+        seconds: that all of this may take, proof and warm-up included. Where the rounds do not fit
+            in, each method gets the same time: quick ones keep their rounds, slow ones meet fewer,
+            but three in any case, which may then take longer. None: every method meets all rounds.
         threads: of PyTorch on the host, while it is timed.
         seed: of the order in which a round times the methods.
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
             or "graph" (replay of a captured graph, hot cache). None: all that the device has, one
             after the other, each in rows of its own. Of "event" `seconds` is the median over
             `number` calls, of "graph" over `number` replays, each of as many calls as fill 5 ms.
+            They share the seconds evenly.
         timer, cpu_timer: clocks, in seconds; they are replaced in tests.
         tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
 
@@ -102,15 +115,18 @@ def time_methods(
         'timed', 'wrong', 'not supported' or 'not available', and `why`.
 
     Raises:
-        ValueError: the clock or the baseline is not known, rounds or threads are not above 0, the
-            device is not there, a floating reference has no error_bound, or `reference` or
-            `time_wrong` do not name the methods.
+        ValueError: the clock or the baseline is not known, rounds, seconds or threads are not
+            above 0, the device is not there, a floating reference has no error_bound, or
+            `reference` or `time_wrong` do not name the methods.
     """
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds={seconds}: give a number above 0, or None for all rounds.")
     device = require_device(str(tags.get("device", "cpu")))
     if clock is None:
         options = {"reference": reference, "baseline": baseline, "error_bound": error_bound}
         options |= {"time_wrong": time_wrong, "rounds": rounds, "threads": threads, "seed": seed}
         clocks = tuple(_CACHE) if device.type == "cuda" else ("host",)
+        options["seconds"] = seconds and seconds / len(clocks)
         return pd.concat(
             [
                 time_methods(
@@ -140,6 +156,10 @@ def time_methods(
         time_wrong = {*time_wrong, baseline + AGAIN} if baseline in time_wrong else set(time_wrong)
 
     tags = {**tags, "threads": threads, "clock": clock, "cache": _CACHE[clock]}
+    start = timer()
+    end, even_share = math.inf, math.inf
+    if seconds is not None:
+        end, even_share = start + seconds, EVEN_PART * seconds / max(len(methods), 1)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -153,7 +173,8 @@ def time_methods(
                 continue
             try:
                 first_s = proved[name]["first_s"]
-                ready[name] = _prepare(method, first_s, threads, clock, timer)
+                warm_up_s = min(WARM_UP_S, even_share)
+                ready[name] = _prepare(method, first_s, warm_up_s, end, threads, clock, timer)
             except NotAvailable as error:
                 proved[name] |= {"state": "not available", "why": str(error)}
             except RuntimeError as error:
@@ -161,7 +182,14 @@ def time_methods(
                     raise
                 reason = str(error).splitlines()[0]  # it waits for the device, say
                 proved[name] |= {"state": "not supported", "why": f"no graph of it: {reason}"}
-        blocks = _interleave(methods, ready, rounds, threads, seed, clock, timer, cpu_timer)
+        met = _plan_rounds(
+            {name: cost for name, (*_, cost) in ready.items()},
+            rounds,
+            end - timer(),
+            even_share,
+            baselines={baseline, f"{baseline}{AGAIN}"} & ready.keys(),
+        )
+        blocks = _interleave(methods, ready, met, threads, seed, clock, timer, cpu_timer)
         if device.type == "cuda" and clock == "host" and ready:
             load = methods[baseline if baseline in ready else next(iter(ready))]
             GPU_STATES.append(_call_during(load, partial(read_gpu, gpu_uuid(device))))
@@ -184,6 +212,7 @@ def time_as_seed(
     synchronise: bool = False,
     error_bound: float | None = None,
     time_wrong: Collection[str] = (),
+    seconds: float = 3.0,
     wall: Callable[[], float] = time.perf_counter,
     cpu_timer: Callable[[], float] = time.process_time,
     **tags: object,
@@ -199,8 +228,9 @@ def time_as_seed(
         methods, error_bound, tags: as for `time_methods`.
         reference, time_wrong: as for `time_methods`; they may name more methods than these, which
             are some of those that a notebook times.
-        calls: in the loop. When the first takes over half a second there are five, or fewer if
-            fewer were asked for, and the row's `number` says so.
+        calls: in the loop; the row's `number` says how many there were.
+        seconds: that the loop of one method should take. Where a call of 50 ms or more makes it
+            longer, there are as many calls as fit in, but three or `calls` in any case.
         synchronise: wait for the device after each call, as some of the seed's cells do. Without
             it a CUDA device may have done nothing when the clock is read.
         wall, cpu_timer: clocks, in seconds; they are replaced in tests.
@@ -233,12 +263,13 @@ def time_as_seed(
             if synchronise:
                 wait()
             number += 1
-            if number == 1 and wall() - start > 0.5:
-                wanted = min(calls, 5)
-        seconds, cpu_s = (wall() - start) / number, (cpu_timer() - cpu_start) / number
+            # The call that proved it must have been as long: this one may have been held up.
+            if number == 1 and (once := min(facts["first_s"], wall() - start)) >= LONG_S:
+                wanted = min(calls, max(LEAST_ROUNDS, int(seconds / once)))
+        wall_s, cpu_s = (wall() - start) / number, (cpu_timer() - cpu_start) / number
         wait()
         row |= {"round": 0, "position": len(rows), "number": number}
-        for clock, value in zip(_SEED_CLOCKS, (cpu_s, seconds), strict=True):
+        for clock, value in zip(_SEED_CLOCKS, (cpu_s, wall_s), strict=True):
             rows.append(row | {"clock": clock, "seconds": value})
     extra = [name for name in tags if name not in COLUMNS]
     columns = [*COLUMNS, "synchronised", *extra]
@@ -303,43 +334,84 @@ def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
     return facts
 
 
-def _prepare(method, first_s, threads, clock, timer) -> tuple[int, float]:
-    """Warm a method up; find how many calls make a block of 5 ms, and how long one call takes.
+def _prepare(method, first_s, warm_up_s, end, threads, clock, timer) -> tuple[int, float, float]:
+    """Warm a method up: how many calls make a block of 5 ms, the time of a call, that of a round.
 
     Whether a call is long is decided by the best of the first and at least two more: the first may
     be cold, and something else may have had the processor during the second. One more is enough
     where both take a second, which nothing else takes from a call that is short.
     """
     if clock != "host":
+        start = timer()
         seconds, number = _device_block(method, clock)
-        return number, seconds
+        return number, seconds, timer() - start
+    if first_s >= 1 and timer() + first_s > end:
+        # No time for even one call more. What the first one lost to cold caches is small against
+        # a second; only of a method that compiled itself does it tell too much, and that one meets
+        # fewer rounds than it could.
+        return 1, first_s, first_s
     start, once, calls = timer(), first_s, 0
-    while calls < 1 or (calls < 2 and once < 1) or timer() - start < WARM_UP_S:
+    while calls < 1 or (calls < 2 and once < 1) or timer() - start < warm_up_s:
         before = timer()
         method()
         once, calls = min(once, timer() - before), calls + 1
     if once >= LONG_S:
-        return 1, once
+        return 1, once, once
     number = 1
     while True:
+        start = timer()
         best = min(_host_block(method, number, 0.0, threads, timer) for _ in range(3))
         if best * number >= BLOCK_S:
-            return number, best
+            # A block with the calls that `Timer` adds, and the untimed quarter before it.
+            return number, best, (timer() - start) / 3 + number // 4 * best
         number = max(number + 1, math.ceil(1.1 * BLOCK_S / max(best, BLOCK_S / 1e7)))
 
 
-def _interleave(methods, ready, rounds, threads, seed, clock, timer, cpu_timer) -> list[dict]:
-    """Time one block of every method in every round."""
-    met = min(rounds, SLOW_ROUNDS)
-    slow_rounds = {index * rounds // met for index in range(met)}
+def _plan_rounds(costs, rounds, left, even_share, baselines) -> dict[str, int]:
+    """How many rounds each method meets in the seconds that are left, by what a round costs it.
+
+    All may spend the same time, the most with which everything fits in: a quick method does not
+    need all of its own, and a slow one gets what that leaves. There are as many rounds as the
+    baseline meets, since a block without the baseline's beside it has no ratio.
+    """
+
+    def share_out(allowance: float) -> dict[str, int]:
+        met = {
+            name: round(max(min(rounds, LEAST_ROUNDS), min(rounds, allowance // cost)))
+            for name, cost in costs.items()
+        }
+        most = min((met[name] for name in baselines), default=rounds)
+        return {name: most if name in baselines else min(own, most) for name, own in met.items()}
+
+    def fits(allowance: float) -> bool:
+        return sum(own * costs[name] for name, own in share_out(allowance).items()) <= left
+
+    enough = (rounds + 1) * max(costs.values(), default=0.0)
+    if even_share >= enough or fits(enough):
+        return share_out(enough)
+    fitting, too_much = even_share, enough
+    for _ in range(50):  # halves the distance each time
+        middle = (fitting + too_much) / 2
+        fitting, too_much = (middle, too_much) if fits(middle) else (fitting, middle)
+    return share_out(fitting)
+
+
+def _interleave(methods, ready, met, threads, seed, clock, timer, cpu_timer) -> list[dict]:
+    """Time one block of every method in every round that it meets.
+
+    The rounds get ranks, and a method meets those of the lowest: any two methods share as many as
+    the slower one of them meets.
+    """
+    rounds = max(met.values(), default=0)
+    ranks = sorted(range(rounds), key=lambda rank: rank * _GOLDEN % 1)
     blocks, start = [], timer()
     orders = _orders(list(ready), rounds, random.Random(seed))
     progress = tqdm(orders, "rounds", rounds, delay=2, leave=False, disable=not sys.stderr.isatty())
     for index, order in enumerate(progress):
         for position, name in enumerate(order):
-            method, (number, once) = methods[name], ready[name]
-            if once >= SLOW_S and index not in slow_rounds:
+            if ranks[index] >= met[name]:
                 continue
+            method, (number, once, _) = methods[name], ready[name]
             at_s, cpu_s = timer() - start, None
             if clock == "host":
                 for _ in range(number // 4):  # untimed: what the last method left in the caches

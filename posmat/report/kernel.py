@@ -29,6 +29,9 @@ from posmat.records import JOB_VARIABLE
 logging.getLogger("papermill").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
+# What a kernel may take to start. papermill waits for a minute, which a machine that reads its
+# packages from a slow disk for the first time may be over.
+START_TIMEOUT = 300
 _LAUNCHER = ("-m", "ipykernel_launcher", "-f", "{connection_file}")
 Tell = Callable[[int, int, str], None]  # (number of the cell, of how many, its first line)
 
@@ -76,6 +79,7 @@ def run_notebook(
             kernel_name="python3",
             progress_bar=False,
             resources={"metadata": {"path": str(folder)}},  # its cwd; papermill would change ours
+            start_timeout=START_TIMEOUT,
             execution_timeout=cell_timeout,
             kernel_manager_class=_manager_class(order, watch),
             shutdown_kernel="immediate",

@@ -11,8 +11,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from jupyter_client import AsyncKernelClient
 
-from posmat.report.kernel import describe_exit
+from posmat.report import kernel as kernels
+from posmat.report.kernel import NotebookFailure, describe_exit, run_notebook
 from posmat.tests.tiny import KEEP, make_notebook, report, start
 
 # What a notebook's second code cell does, and what is said of it.
@@ -246,6 +248,27 @@ def test_a_missing_ipykernel_is_named(tmp_path):
     code, _, err = report(tmp_path, "--quiet", PYTHONPATH=paths)
     cause = f"ImportError: ipykernel is missing from {sys.executable}: install it with pip"
     assert (code, err) == (1, f"posmat: 01_is_good failed before its first cell: {cause}\n")
+
+
+def test_a_kernel_is_waited_for_longer_than_papermill_would(tmp_path, monkeypatch):
+    """Its start is delayed, and the limit shortened or recorded: nobody waits for minutes."""
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(2)")
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", paths)
+    notebook = make_notebook(tmp_path, "01_starts_late", "1 + 1")
+    limits, wait = [], AsyncKernelClient.wait_for_ready
+
+    async def wait_and_note(client, timeout=None):
+        limits.append(timeout)
+        return await wait(client, timeout)
+
+    monkeypatch.setattr(AsyncKernelClient, "wait_for_ready", wait_and_note)
+    executed = run_notebook(notebook, {}, {}, tmp_path)
+    assert executed.cells[-1].outputs[0].data["text/plain"] == "2" and limits == [300]
+    monkeypatch.setattr(kernels, "START_TIMEOUT", 1)
+    with pytest.raises(NotebookFailure, match=r"^before its first cell: .* 1 seconds"):
+        run_notebook(notebook, {}, {}, tmp_path)
+    assert limits == [300, 1]
 
 
 def test_an_exit_code_is_said_in_words():

@@ -59,6 +59,27 @@ def test_several_runs_give_the_range_over_them():
     assert "2.00 to 5.00 over 3 fresh kernels" in tell_ratio(summarize(pd.concat(runs), "a"), "b")
 
 
+@pytest.mark.parametrize(
+    ("rounds", "runs", "told"),
+    [
+        (5, 1, "95 % interval 2.00 to 2.00 in one run)"),
+        (4, 1, "95 % interval 2.00 to 2.00 in one run of 4 rounds)"),
+        (1, 1, "95 % interval 2.00 to 2.00 in one run of 1 round)"),
+        (5, 3, "2.00 to 2.00 over 3 fresh kernels)"),
+        (4, 3, "2.00 to 2.00 over 3 fresh kernels, 12 rounds in all)"),
+    ],
+)
+def test_a_claim_from_few_rounds_says_so(rounds, runs, told):
+    frames = [rows_of({"a": [1.0] * 9, "b": [2.0] * rounds}, run) for run in range(runs)]
+    table = summarize(pd.concat(frames), "a")
+    assert tell_ratio(table, "b") == f"2.00 times the time of a ({told}"
+    assert stands(table, "b")
+    by_size = summarize(pd.concat(frames).assign(batch_size=8), "a", by=["batch_size"])
+    assert tell_ratio(by_size, (8, "b")) == tell_ratio(table, "b")
+    # The rounds that both met make the ratio, whichever of the two the baseline is.
+    assert (f" of {rounds} round" in tell_ratio(summarize(frames[0], "b"), "a")) == (rounds < 5)
+
+
 def test_rows_without_a_run_are_of_one():
     table = summarize(rows_of({"a": BASE, "b": [2.0] * 5}).assign(run=pd.NA), "a")
     assert table.loc["b", "runs"] == 1 and table.loc["b", "ratio"] == pytest.approx(2 / 3)

@@ -121,21 +121,140 @@ def test_a_slow_call_among_the_first_does_not_fix_the_block(slow):
     assert rows["seconds"].max() == pytest.approx(1e-5, rel=0.01)
 
 
-def test_a_method_of_seconds_costs_two_calls_beside_its_blocks():
+@pytest.mark.parametrize(("seconds", "before", "blocks"), [(None, 2, 30), (6, 2, 3), (4, 1, 3)])
+def test_a_method_of_seconds_costs_two_calls_beside_its_blocks_or_one(seconds, before, blocks):
     machine = Machine()
     operation, calls = slow_at(machine, 2.5, ())
-    rows = measure(machine, {"whole form": operation})
-    assert set(rows["number"]) == {1} and len(calls) == 2 + len(rows) == 7
+    rows = measure(machine, {"whole form": operation}, seconds=seconds)
+    assert set(rows["number"]) == {1}
+    assert len(rows) == blocks and len(calls) == before + blocks
 
 
-@pytest.mark.parametrize("rounds", [1, 4, 5, 6, 7, 8, 11, 12, 16, 30])
-def test_a_slow_method_meets_five_rounds_evenly_spread_or_all(rounds):
+def a_table(machine, times_longer=1.0):
+    """A dozen quick and slow methods."""
+    times = {"base": 2e-3, **{f"quick {i}": 1e-4 * 2**i for i in range(5)}}
+    times |= {"long": 0.05, "slow": 0.4, "slower": 0.6}
+    return {name: machine.host(times_longer * s) for name, s in times.items()}
+
+
+def with_controls(machine, methods, **options):
+    """Rows with the controls, whose one-element call takes a time on the virtual clock too."""
+
+    class One:
+        def __add__(self, other):
+            machine.host(1e-5)()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "ones", lambda *_, **__: One())
+        return measure(machine, methods, **options)
+
+
+def rounds_of(rows):
+    return {name: set(own["round"]) for name, own in rows.groupby("method", sort=False)}
+
+
+@pytest.mark.parametrize("times_longer", [0.1, 1, 2, 3])
+def test_a_slow_machine_takes_about_the_same_time(times_longer):
     machine = Machine()
-    rows = measure(machine, {"slow": machine.host(1.0)}, rounds=rounds)
-    met = rows["round"].tolist()
-    assert len(met) == min(rounds, 5) and met[0] == 0
-    gaps = {b - a for a, b in itertools.pairwise(met)}
-    assert not gaps or max(gaps) - min(gaps) <= 1
+    rows = with_controls(machine, a_table(machine, times_longer), baseline="base", seconds=25)
+    assert (5 if times_longer == 0.1 else 23) < machine.now < 25.5
+    met = {name: len(own) for name, own in rounds_of(rows).items()}
+    assert min(met.values()) == met["slower"] >= 3
+    assert met["quick 0"] == met["base"] == met["base" + AGAIN] == 30
+
+
+def test_three_rounds_of_slow_methods_do_not_leave_all_with_three():
+    """Ten times slower, the least that can be done is beyond the seconds by itself."""
+    machine = Machine()
+    rows = with_controls(machine, a_table(machine, 10), baseline="base", seconds=25)
+    met = {name: len(own) for name, own in rounds_of(rows).items()}
+    assert met["slow"] == met["slower"] == 3 and met["quick 0"] == met["base"] > 8
+    calls = 1 + 1 + 3  # the first one, one that warms up, and the rounds
+    assert machine.now < calls * (4 + 6) + 25 / 2
+
+
+def test_what_fits_in_meets_all_rounds_and_no_budget_is_none():
+    for seconds, factor, all_of_them in ((20, 0.1, True), (20, 1, False), (None, 1, True)):
+        machine = Machine()
+        rows = with_controls(machine, a_table(machine, factor), baseline="base", seconds=seconds)
+        assert (min(map(len, rounds_of(rows).values())) == 30) == all_of_them
+
+
+@pytest.mark.parametrize("seconds", [0.01, 2, 5, 10, 20, 40])
+@pytest.mark.parametrize("rounds", [1, 2, 3, 7, 30])
+def test_every_method_meets_three_rounds_nested_and_beside_the_baseline(seconds, rounds):
+    machine = Machine()
+    rows = with_controls(machine, a_table(machine), baseline="base", seconds=seconds, rounds=rounds)
+    met = rounds_of(rows)
+    assert met["base"] == met["base" + AGAIN] == set(rows["round"]) == set(range(len(met["base"])))
+    assert all(min(rounds, 3) <= len(own) <= rounds for own in met.values())
+    ordered = sorted(met.values(), key=len)
+    assert all(few <= many for few, many in itertools.pairwise(ordered))
+
+
+def test_a_slow_baseline_leaves_no_round_without_its_pair():
+    machine = Machine()
+    methods = {"slow": machine.host(1.0), "quick": machine.host(1e-3)}
+    rows = with_controls(machine, methods, baseline="slow", seconds=20)
+    met = rounds_of(rows)
+    assert met["slow"] == met["slow" + AGAIN] == met["quick"] == met[FLOOR]
+    assert 3 <= len(met["slow"]) < 10
+    alone = measure(machine, methods, seconds=20)  # any of them may be the baseline afterwards
+    assert len(rounds_of(alone)["quick"]) == 30 > len(rounds_of(alone)["slow"])
+
+
+def test_a_method_that_is_not_timed_takes_no_rounds_from_the_others():
+    right = torch.ones(1)
+    methods = {"wrong": lambda: right + 1, "right": lambda: right}
+    rows = time_methods(methods, reference=right.long(), baseline="wrong", rounds=4)
+    assert rows.groupby("method")["round"].count()["right"] == 4
+
+
+@pytest.mark.parametrize("rounds", range(4, 31))
+def test_the_rounds_of_a_slow_method_are_evenly_spread(rounds):
+    for wanted in range(3, rounds):
+        machine = Machine()
+        methods = {"quick": machine.host(6e-3), "slow": machine.host(1.0)}
+        seconds = 2.3 + rounds * 0.018 + wanted + 0.4
+        met = sorted(rounds_of(measure(machine, methods, rounds=rounds, seconds=seconds))["slow"])
+        gaps = [b - a for a, b in itertools.pairwise([*met, rounds])]
+        assert len(met) == wanted and met[0] == 0
+        assert max(gaps) <= 2 * rounds / wanted
+
+
+def test_the_rounds_are_settled_before_the_first_of_them():
+    """A machine that becomes ten times slower once the blocks begin meets as many rounds."""
+
+    def run(slower):
+        machine = Machine()
+        begun = []
+        machine.speed = lambda _: 0.1 if begun and slower else 1.0
+
+        def cpu_timer():  # is read for blocks only
+            begun.append(1)
+            return machine.now
+
+        rows = with_controls(
+            machine, a_table(machine), baseline="base", seconds=20, cpu_timer=cpu_timer
+        )
+        return rounds_of(rows), machine.now
+
+    (same, quick_s), (met, slow_s) = run(slower=False), run(slower=True)
+    assert met == same and slow_s > 3 * quick_s
+
+
+def test_three_clocks_share_the_seconds(monkeypatch):
+    given = []
+
+    def record(options):
+        given.append((options["clock"], options["seconds"]))
+        return pd.DataFrame({"clock": [options["clock"]]})
+
+    whole = timing.time_methods
+    monkeypatch.setattr(timing, "require_device", lambda _: types.SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(timing, "time_methods", lambda _, **options: record(options))
+    whole({"a": lambda: torch.ones(1)}, reference=None, seconds=6.0, device="cuda")
+    assert given == [("host", 2.0), ("event", 2.0), ("graph", 2.0)]
 
 
 def test_intervals_cover_the_truth():
@@ -170,12 +289,12 @@ def test_the_same_seed_gives_the_same_order():
     assert first[order].equals(again[order]) and not first[order].equals(other[order])
 
 
-def test_a_block_lasts_5_ms_and_a_slow_method_meets_5_rounds():
+def test_a_block_lasts_5_ms_or_one_call():
     machine = Machine()
     methods = {"fast": machine.host(1e-4), "long": machine.host(0.1), "slow": machine.host(1.5)}
     rows = measure(machine, methods)
-    by_method = rows.groupby("method")
-    assert by_method["round"].count().to_dict() == {"fast": 30, "long": 30, "slow": 5}
+    by_method = rows.groupby("method")["round"].count()
+    assert by_method["fast"] == by_method["long"] == 30 > by_method["slow"] > 3
     fast = rows[rows["method"] == "fast"]
     assert (fast["seconds"] * fast["number"]).min() >= 4.9e-3
     assert set(rows[rows["method"] != "fast"]["number"]) == {1}
@@ -346,14 +465,24 @@ def test_the_seeds_way_reads_the_launch_of_an_asynchronous_millisecond():
     assert rows["seconds"].astype(float).max() == pytest.approx(1e-5, rel=0.02)
 
 
-def test_the_seeds_way_calls_as_often_as_asked_or_five_times_a_slow_method():
-    for seconds, asked, made in ((1e-3, 7, 7), (0.6, 100, 5), (0.6, 2, 2)):
-        machine = Machine()
-        calls = []
-        operation = machine.host(seconds)
-        rows = as_seed(machine, lambda op=operation, seen=calls: seen.append(1) or op(), asked)
-        assert set(rows["number"]) == {made} and len(calls) == made + 1  # and one to prove it
-        assert rows["seconds"].astype(float).iloc[1] == pytest.approx(seconds, rel=0.01)
+@pytest.mark.parametrize(
+    ("seconds", "asked", "made"),
+    [(1e-3, 7, 7), (0.04, 100, 100), (0.07, 100, 42), (0.07, 10, 10), (1.8, 100, 3), (1.8, 2, 2)],
+)
+def test_the_seeds_way_calls_as_often_as_asked_or_as_fits_in(seconds, asked, made):
+    machine = Machine()
+    calls = []
+    operation = machine.host(seconds)
+    rows = as_seed(machine, lambda: calls.append(1) or operation(), asked)
+    assert set(rows["number"]) == {made} and len(calls) == made + 1  # and one to prove it
+    assert rows["seconds"].astype(float).iloc[1] == pytest.approx(seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("slow", [(0.2,), (0, 0.2)])
+def test_one_slow_call_does_not_shorten_the_seeds_loop(slow):
+    machine = Machine()
+    operation, _ = slow_at(machine, 1e-3, slow)
+    assert set(as_seed(machine, operation, 100, seconds=1)["number"]) == {100}
 
 
 def test_the_seeds_way_proves_first_too():
@@ -382,6 +511,9 @@ def test_the_seeds_rows_say_what_was_waited_for_and_claim_no_cold_call(monkeypat
         ({"baseline": "b"}, "not among a"),
         ({"rounds": 0}, "1 or more"),
         ({"threads": 0}, "1 or more"),
+        ({"seconds": 0}, "seconds=0: give a number above 0, or None for all rounds"),
+        ({"seconds": float("nan")}, "seconds=nan: give a number above 0"),
+        ({"seconds": -1.0, "clock": "host"}, "above 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
