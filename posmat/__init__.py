@@ -30,6 +30,7 @@ _PUBLIC = {
     "signmag": "SignMagnitude to_sign_magnitude from_sign_magnitude",
     "products": "integer_product linear_product elementwise_product sign_magnitude_product "
     "unblocked_elementwise_product unblocked_sign_magnitude_product accumulator_dtype",
+    "engines": "engine_for",
     "gemm": "float32_product int8_product one_sided_product positive_matrix_product "
     "prepare_float32 prepare_positive",
     "exact": "exact_product explain chosen_method",

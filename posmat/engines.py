@@ -340,5 +340,8 @@ def _plain(a: Tensor, w: Tensor, engine: Engine) -> Tensor:
 
 def product_of(a: Tensor, weights: Tensor, engine: Engine) -> Tensor:
     """One GEMM of a (M, K), int8 or uint8, and weights (K, N), int8 or as the engine has them."""
-    term = Term(weights, engine.longest(LARGEST[a.dtype] * 128))
-    return sum_of_gemms(a, [term], weights.shape[1], engine, accumulator_dtype(a.shape[1]))
+    (M, K), N = a.shape, weights.shape[1]
+    longest, accumulator = engine.longest(LARGEST[a.dtype] * 128), accumulator_dtype(K)
+    if 0 < K <= longest and M and N and accumulator == torch.int32:
+        return engine.gemm(a, weights, None)
+    return sum_of_gemms(a, [Term(weights, longest)], N, engine, accumulator)

@@ -113,8 +113,8 @@ def check_operands(x: Tensor, w: Tensor, dtypes: tuple[torch.dtype, ...] = (torc
         TypeError: a dtype is not among `dtypes`, or the two differ.
         ValueError: an operand is not a matrix, the inner dimensions differ, or the devices do.
     """
-    wanted = " or ".join(str(dtype) for dtype in dtypes)
     if x.dtype not in dtypes or w.dtype != x.dtype:
+        wanted = " or ".join(str(dtype) for dtype in dtypes)
         raise TypeError(
             f"x is {x.dtype} and w is {w.dtype}: both operands must be {wanted}. "
             "Convert them, knowing what the conversion loses."

@@ -76,8 +76,8 @@ def circumstances(device: torch.device) -> tuple:
     """
     if device.type == "cpu":
         precision = _float32_precision("mkldnn")
-        return str(device), torch.get_num_threads(), torch.backends.mkldnn.enabled, precision
-    return str(device), None, None, _float32_precision("cuda")
+        return device, torch.get_num_threads(), torch.backends.mkldnn.enabled, precision
+    return device, None, None, _float32_precision("cuda")
 
 
 def _float32_precision(backend: str) -> str:
