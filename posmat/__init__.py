@@ -51,7 +51,7 @@ _PUBLIC = {
     "figures": "draw_figure",
     "scaling": "all_sweeps require_memory wanted_bytes free_bytes expected_seconds "
     "peak_memory_by_size",
-    "roofline": "least_bytes measured_roofs rates along exponents turning_points",
+    "roofline": "GEMMS least_bytes measured_roofs rates along exponents turning_points",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

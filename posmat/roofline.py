@@ -6,7 +6,8 @@ with the axis "roof": the methods "int8 peak", "uint8 peak" and "float32 peak" a
 "copy" copies `bytes` of memory. Of these the fastest block counts: a roof is the best that a
 machine gives. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also where int8 by
 int8 is not. Rows with the axis "least" are products of one number by one: what a call costs before
-it computes anything.
+it computes anything. The column `engine` says what multiplies, and so which peak is a method's
+roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which has none.
 """
 
 import numpy as np
@@ -17,7 +18,12 @@ from posmat.summary import is_control
 SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 INT8_PEAK, UINT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "uint8 peak", "float32 peak", "copy"
 FLOAT32_LAYER = "float32 layer"
-GEMMS = {"one_sided_product": 2, "positive_matrix_product": 3}  # where it is not 1
+GEMMS = {"one_sided_product": 2, "positive_matrix_product": 2}  # where it is not 1
+# Of rows that do not say it, from a time when every machine's engine was taken for int8.
+_ENGINES = {
+    FLOAT32_LAYER: "float32",
+    **dict.fromkeys(("int8_product", "one_sided_product", "positive_matrix_product"), "int8"),
+}
 LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
 
 
@@ -39,7 +45,8 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
         (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
         limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the limit that asks for most: launch,
         memory or compute; none, where all of them leave over nine tenths of the time unexplained)
-        and `share`, what that limit explains of the time.
+        and `share`, what that limit explains of the time. `compute_s` counts every GEMM of a method
+        (`GEMMS`), and is blank where its engine has no peak.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
@@ -53,7 +60,7 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     table["launch_s"] = table["method"].map(roofs.launch_s).astype(float)
     table["memory_s"] = [float(n) / roofs.bandwidth(float(n)) for n in table["bytes"]]
     gemms = table["method"].map(GEMMS).fillna(1)
-    peak = table["method"].map(roofs.peak_gmacs).astype(float)
+    peak = pd.to_numeric(table["method"].map(roofs.peak_gmacs))
     table["compute_s"] = gemms * work / peak / 1e9
     limits = table[["launch_s", "memory_s", "compute_s"]]
     table["share"] = limits.max(axis=1) / table["seconds"]
@@ -66,7 +73,8 @@ class Roofs:
     """What a run measured of its machine.
 
     int8_gmacs, float32_gmacs: 10⁹ multiply-accumulates per second of a large GEMM; int8_gmacs is
-        None where the machine has no GEMM of 8-bit numbers that is exact, signed or not.
+        None where the machine has no fast GEMM of 8-bit numbers that is exact, signed or not.
+    peaks: the same by engine, without those that are None.
     copies: bytes moved by a copy and bytes per second, from the smallest to the largest.
     launch_s: seconds of a call that computes one number, by method.
     """
@@ -76,17 +84,22 @@ class Roofs:
         roof = timed[timed["axis"] == "roof"]
         self.int8_gmacs = _best_rate(roof[roof["method"].isin([INT8_PEAK, UINT8_PEAK])])
         self.float32_gmacs = _best_rate(roof[roof["method"] == FLOAT32_PEAK])
+        peaks = {"int8": self.int8_gmacs, "float32": self.float32_gmacs}
+        self.peaks = {engine: rate for engine, rate in peaks.items() if rate is not None}
+        self.engines = dict(_ENGINES)
+        if "engine" in rows:
+            self.engines = (
+                rows.dropna(subset="engine").groupby("method")["engine"].first().to_dict()
+            )
         copy = roof[roof["method"] == COPY]
         seconds = copy.groupby("bytes")["seconds"].min().astype(float).sort_index()
         self.copies = [(float(n), float(n) / s) for n, s in seconds.items()]
         least = timed[timed["axis"] == "least"]
         self.launch_s = least.groupby("method")["seconds"].median().astype(float).to_dict()
 
-    def peak_gmacs(self, method: str) -> float:
-        """The rate of multiplications that a method can hope for."""
-        if method == FLOAT32_LAYER or self.int8_gmacs is None:
-            return self.float32_gmacs
-        return self.int8_gmacs
+    def peak_gmacs(self, method: str) -> float | None:
+        """The rate of multiplications that a method can hope for, or None: see `engine` above."""
+        return self.peaks.get(self.engines.get(method))
 
     def bandwidth(self, moved: float) -> float:
         """Bytes per second of a copy that moves as much: a small one stays in a cache."""

@@ -288,7 +288,7 @@ def _with_a_name(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
-    """A dot per multiplier: how many int8 GEMMs it takes, and how many times the time of one.
+    """A dot per multiplier: how many GEMMs it takes, and how many times the time of one.
 
     The square at 1 is the control, the same GEMM timed a second time, whose whisker is the noise.
     """
@@ -345,7 +345,7 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
         axes.text(0.78, y, text, **place, **(small | {"color": as_text(colour)}))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set(xlabel="int8 GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
+    axes.set(xlabel="GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
     axes.set_ylim(bottom=0.55)  # the line below the control's mark is inside
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     plain_log_ticks(axes.yaxis, table["ratio"].astype(float))
@@ -386,7 +386,7 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     wrong = table.loc[table["wrong"], "multiplier"].dropna().unique()
     hollow = f" Hollow marks are wrong: {listed(list(wrong))}." if len(wrong) else ""
     return (
-        f"The time of a layer under an inexact multiplier, over that of {baseline}, one int8 GEMM, "
+        f"The time of a layer under an inexact multiplier, over that of {baseline}, one GEMM, "
         "against how many of them it takes (of multipliers with equally many, one is named), on "
         f"{where}; lines are intervals.{control}{level}"
         f"{' the' if level else ' The'} dotted line is what the GEMMs alone would take.{hollow}"
@@ -413,7 +413,7 @@ def words_of_cost_against_rank(rows: pd.DataFrame) -> str:
         if str(method).endswith(AGAIN)
     ]
     return (
-        f"Scatter on logarithmic axes of time over {baseline_of(rows)} against int8 GEMMs: "
+        f"Scatter on logarithmic axes of time over {baseline_of(rows)} against GEMMs: "
         f"{'; '.join(said)}."
     )
 
