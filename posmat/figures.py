@@ -216,7 +216,9 @@ def _stem_of(folder: Path) -> str:
 
 
 def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the seed's whole form, which notebook 06 times apart."""
+    """Without the seed's whole form, which rows of before have as another part."""
+    if "part" not in rows:
+        return rows
     return kept(rows, "formulations", lambda rows: rows[rows["part"] == "formulations"])
 
 
