@@ -173,6 +173,13 @@ def test_three_rounds_of_slow_methods_do_not_leave_all_with_three():
     assert machine.now < calls * (4 + 6) + 25 / 2
 
 
+def test_a_small_budget_is_not_spent_on_warming_up():
+    machine = Machine()
+    methods = {f"quick {i}": machine.host(1e-3) for i in range(5)}
+    rows = measure(machine, methods, rounds=7, seconds=0.8)
+    assert machine.now < 0.8 and set(map(len, rounds_of(rows).values())) == {7}
+
+
 def test_what_fits_in_meets_all_rounds_and_no_budget_is_none():
     for seconds, factor, all_of_them in ((20, 0.1, True), (20, 1, False), (None, 1, True)):
         machine = Machine()
