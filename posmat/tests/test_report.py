@@ -155,8 +155,10 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatc
 
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory) -> Path:
-    """Where papermill alone ran notebook 01, in another folder, on a device that lacks an operation:
-    integer matrix times vector, refused as CUDA refuses it, at the sizes that are timed.
+    """The rows of notebook 01, which papermill alone ran, in another folder.
+
+    Its device lacks an operation: integer matrix times vector is refused, as CUDA refuses it, at
+    the sizes that are timed.
     """
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "sitecustomize.py").write_text(
