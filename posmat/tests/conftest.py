@@ -1,10 +1,12 @@
 """What several tests share."""
 
+import os
+
 import pytest
 import torch
 
 # The files that take longest, which are begun first: what is begun last ends last.
-LONGEST = ["report", "cluster", "gemm", "resume", "draw", "failures", "check", "products"]
+LONGEST = ["notebooks", "cluster", "gemm", "resume", "draw", "failures", "check", "report"]
 
 DEVICES = [
     "cpu",
@@ -13,6 +15,15 @@ DEVICES = [
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     ),
 ]
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One process more than there are cores, since many tests wait for a kernel or a worker.
+
+    Five at most: then the longest file alone says how long it takes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min((cores or 1) + 1, 5)
 
 
 def pytest_collection_modifyitems(items) -> None:

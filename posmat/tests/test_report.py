@@ -1,4 +1,4 @@
-"""The driver on the real notebooks at small sizes, and what a user may get wrong."""
+"""The driver's command line, a notebook without the driver, and what a user may get wrong."""
 
 import io
 import json
@@ -9,54 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 
-from posmat.records import QUICK, read_rows, rows_hash
-from posmat.report import cli, progress, runner
+from posmat.records import read_rows, rows_hash
+from posmat.report import cli, progress
 from posmat.report.parameters import UsageError, convert, read_parameters
 from posmat.report.runner import (
     devices_asked,
     find_notebooks,
     plan,
-    run_job,
     without_absent_cuda,
 )
 from posmat.tests.tiny import LIGHT, make_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-JOBS = plan(find_notebooks(NOTEBOOKS, []), ["cpu"], QUICK)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """A project's folder that the jobs fill in their order: the last one reads the others' rows."""
-    return tmp_path_factory.mktemp("project")
-
-
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
-def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
-    monkeypatch.setattr(runner, "busy_warning", lambda: "")  # which looks for half a second
-    outcome = run_job(job, root)
-    assert (outcome.state, outcome.message) == ("done", "")
-    data, reports = (root / kind / QUICK / job.device for kind in ("data", "reports"))
-    rows, facts = data / f"{job.stem}.csv", json.loads((data / f"{job.stem}.json").read_text())
-    assert facts["rows_sha256"] == rows_hash(rows) and len(read_rows(rows)) == facts["rows"] > 0
-    executed = nbformat.read(reports / f"{job.stem}.ipynb", as_version=4)
-    assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
-    said = [output for output in outputs if output.get("name") == "stderr"]
-    assert not said, "a report has results in it, not warnings"
-    text = (reports / f"{job.stem}.ipynb").read_text()
-    assert str(root) not in text and str(ROOT) not in text
-    page = (reports / f"{job.stem}.html").read_text()
-    assert "<script" not in page and 'src="http' not in page and "<link" not in page
-    assert 'src="data:image/png' in page and 'alt="No description' not in page
-    assert (reports / f"{job.stem}.table.csv").exists()
-    assert run_job(job, root, force=False).state == "skipped"
-    assert len(list((root / "reports" / "figures").glob("*.svg"))) >= 1
 
 
 def test_notebooks_are_found_by_number_and_name():
