@@ -147,7 +147,7 @@ def by_hand(tmp_path_factory) -> Path:
     command = ["-m", "papermill", str(find_notebooks(NOTEBOOKS, ["1"])[0]), "out.ipynb"]
     done = subprocess.run(
         [sys.executable, *command, "--no-progress-bar", *words],
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
         check=False,
         cwd=folder,
         capture_output=True,

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 LIGHT = """
 import sys, psutil
 sys.modules["rfc3987_syntax"] = None
-psutil.cpu_percent = lambda interval, look=psutil.cpu_percent: look(interval / 10)
+psutil.cpu_percent = lambda interval=0, look=psutil.cpu_percent: look(interval / 10)
 """
 
 # The real command on another project's folder than the one that the package stands in. It draws
