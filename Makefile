@@ -1,17 +1,20 @@
-# make report | make test | make lab: each makes .venv first if it is not there, or not finished.
+# make report | make test | make lab: each makes .venv first if it is not there, or not finished;
+# make test alone adds the tools of the tests to it.
 # PYTHON=python3.12 chooses the Python; ARGS="05 --device cpu" goes to `posmat report`.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TESTED := $(VENV)/.tested
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: report test lab
 
 report: $(STAMP)
 	@$(BIN)/posmat report $(ARGS)
 
-test: $(STAMP)
+test: $(TESTED)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(STAMP)
@@ -26,6 +29,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); once, and about a minute where PyTorch is at hand." >&2
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(PIP) -e .
+	@touch $@
+
+# What the tests need beside the package, which is there and is not built again.
+$(TESTED): $(STAMP)
+	@$(PIP) 'posmat[test]'
 	@touch $@
 

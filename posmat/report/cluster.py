@@ -26,6 +26,7 @@ from posmat.report.progress import Progress
 from posmat.report.runner import Job, Outcome, keep_results
 from posmat.report.worker import ANY, end_kernels, run_there
 
+ANSWERS_S = 5  # a scheduler that is there answers by then
 LOOK_S = 2  # between two looks at who is there
 GONE_S = 15  # a device that nobody has offered for so long does not come back
 
@@ -34,9 +35,9 @@ GONE_S = 15  # a device that nobody has offered for so long does not come back
 def connected(address: str):
     """Give a client of the scheduler, or raise UsageError where none answers."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # what it logs is said here
-    with dask.config.set({"distributed.comm.timeouts.connect": "5s"}):
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{ANSWERS_S}s"}):
         try:
-            client = Client(address, timeout="5s", set_as_default=False)
+            client = Client(address, timeout=f"{ANSWERS_S}s", set_as_default=False)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"no scheduler answers at {address} ({str(error).splitlines()[0]}): start one "

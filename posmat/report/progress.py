@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 LONG_S = 5  # a cell that takes longer gets a plain line of its own
 AGAIN_S = 300  # and another one after so long
+LOOK_S = 1  # between two looks
 _CLEAR = "\r\x1b[K"  # back to the line's begin, and empty it
 
 
@@ -59,7 +60,7 @@ class Progress:
             print(f"{_CLEAR * self.terminal}{text}", file=self.stream, flush=True)
 
     def _tick(self, ended: threading.Event) -> None:
-        while not ended.wait(1):
+        while not ended.wait(LOOK_S):
             now = time.monotonic()
             elapsed = seconds(now - self._began)
             of = f" of about {seconds(self._expected)}" if self._expected else ""

@@ -31,6 +31,8 @@ NAME = "05_positive_matrix_product"
 DATA, REPORTS = Path("data/alpha/cpu"), Path("reports/alpha/cpu")
 PICTURES = Path("reports/figures")
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")  # where a test draws again
+
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import posmat
+from posmat.report import cli
 from posmat.report.worker import QUIET
 from posmat.tests import tiny
 
@@ -32,15 +33,17 @@ class Machines:
         self.port = folder / "port"
         self.address = ""
         (folder / "tmp").mkdir()
+        (folder / "light").mkdir()
+        (folder / "light" / "sitecustomize.py").write_text(tiny.LIGHT)
 
-    def run(self, *words: str, **environment: str) -> subprocess.Popen:
+    def run(self, *words: str, before: tuple = (), **environment: str) -> subprocess.Popen:
         log = (self.folder / f"log-{len(self.started)}").open("w")
-        tmp = str(self.folder / "tmp")
-        own = {**os.environ, **QUIET, "TMPDIR": tmp, "POSMAT_LOCKS": tmp}
+        own = {**os.environ, **QUIET, "TMPDIR": str(self.folder / "tmp")}
+        paths = [self.folder / "light", *before, PACKAGE.parent]
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=self.folder,  # python -m looks there first: not in the checkout
-            env=own | {"PYTHONPATH": str(PACKAGE.parent)} | environment,
+            env=own | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -57,9 +60,13 @@ class Machines:
         self.address = json.loads(file.read_text())["address"]
         return process
 
-    def worker(self, machine: str, **environment: str) -> subprocess.Popen:
+    def worker(self, machine: str, *before: Path) -> subprocess.Popen:
+        """A machine joins, with modules that come before its own. It has locks of its own, as on
+        another host, so that jobs run on two machines at once."""
+        locks = self.folder / f"locks-{machine}"
+        locks.mkdir(exist_ok=True)
         words = ("worker", self.address, "--machine", machine, "--device", "cpu")
-        return self.run("posmat.report.cli", *words, **environment)
+        return self.run("posmat.report.cli", *words, before=before, POSMAT_LOCKS=str(locks))
 
     def wait(self, *names: str) -> None:
         """Wait until these machines, and no others, have joined."""
@@ -176,10 +183,7 @@ def test_another_host_under_a_known_name_is_refused(tmp_path, machines):
 
 
 def test_a_lost_worker_has_its_job_run_again_and_nothing_else(tmp_path, other):
-    for name in ("a", "b"):  # as on two hosts: each has locks of its own, and both jobs run at once
-        locks = tmp_path / f"locks-{name}"
-        locks.mkdir()
-        other.worker(name, POSMAT_LOCKS=str(locks))
+    other.worker("a"), other.worker("b")
     other.wait("a", "b")
     done = make(tmp_path, "01_done")
     again = tmp_path / "again"
@@ -248,7 +252,7 @@ def test_another_torch_or_another_posmat_is_refused_with_both_named(tmp_path, ot
     older = tmp_path / "older" / "torch-2.9.0.dist-info"
     older.mkdir(parents=True)
     (older / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0\n")
-    worker = other.worker("old", PYTHONPATH=f"{older.parent}:{PACKAGE.parent}")
+    worker = other.worker("old", older.parent)
     other.wait("old")
     code, _, err = report(tmp_path, other)
     assert code == 2 and "old has torch 2.9.0 and this machine has torch 2." in err
@@ -258,19 +262,24 @@ def test_another_torch_or_another_posmat_is_refused_with_both_named(tmp_path, ot
     shutil.copytree(PACKAGE, changed, ignore=shutil.ignore_patterns("__pycache__"))
     with (changed / "timing.py").open("a") as file:
         file.write("\nBLOCKS_MORE = 1\n")
-    other.worker("changed", PYTHONPATH=str(changed.parent))
+    other.worker("changed", changed.parent)
     other.wait("changed")
     code, _, err = report(tmp_path, other)
     assert code == 2 and err.count("(code ") == 2 and "changed has posmat" in err
     assert not runs(notes)
 
 
-def test_no_scheduler_is_a_wrong_use(tmp_path):
+def test_no_scheduler_is_a_wrong_use(tmp_path, monkeypatch, capsys):
+    from posmat.report import cluster
+
     make(tmp_path, "01_good")
-    code, _, err = tiny.report(tmp_path, "--scheduler", "tcp://127.0.0.1:9")
-    assert code == 2 and "no scheduler answers at tcp://127.0.0.1:9" in err
-    code, _, err = tiny.report(tmp_path, "--every-machine")
-    assert code == 2 and "--every-machine needs --scheduler" in err
+    monkeypatch.setattr(cluster, "ANSWERS_S", 0.5)
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    for words, message in (
+        (["--scheduler", "tcp://127.0.0.1:9"], "no scheduler answers at tcp://127.0.0.1:9"),
+        (["--every-machine"], "--every-machine needs --scheduler"),
+    ):
+        assert cli.main(["report", *words]) == 2 and message in capsys.readouterr().err
 
 
 def test_without_a_scheduler_nothing_of_dask_is_imported():

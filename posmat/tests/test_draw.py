@@ -44,7 +44,7 @@ def project(tmp_path) -> Path:
 
 
 @pytest.fixture
-def small(tmp_path) -> Path:
+def small(tmp_path, blank_pictures) -> Path:
     return make_project(tmp_path, MACHINES[:1])
 
 
@@ -224,7 +224,7 @@ def test_a_figure_may_read_a_frame_beside_the_rows(project, monkeypatch):
     assert f"{len(rows)} x {len(rows.columns)} and 1 x 3" in svg
 
 
-def test_a_figure_may_read_several_machines(project, monkeypatch):
+def test_a_figure_may_read_several_machines(project, blank_pictures, monkeypatch):
     add(monkeypatch, "machines", "/*/*/05_positive_matrix_product.csv")
     drawings, _ = find_drawings(find_results(project))
     (own,) = (one for one in drawings if one.spec.id == "machines")
@@ -276,8 +276,9 @@ def test_own_runs_are_drawn_without_touching_what_git_tracks(small):
     assert "positive-matrix-product-local-cpu" in page and PICTURE in page
 
 
-def test_a_notebook_keeps_the_figure_that_is_drawn_again(small, tmp_path_factory, monkeypatch):
+def test_a_notebook_keeps_the_figure_that_is_drawn_again(tmp_path, tmp_path_factory, monkeypatch):
     """What `Run.save` writes beside staged files carries what `posmat draw` will carry."""
+    small = make_project(tmp_path, MACHINES[:1])
     add(monkeypatch, "with-memory", "{stem}.csv", "{stem}.memory.csv")
     add(monkeypatch, "machines", "/*/*/05_positive_matrix_product.csv")
     redraw(small, [PICTURE, "with-memory"])
@@ -373,14 +374,23 @@ def test_parts_have_their_own_baselines():
 
 
 def test_a_reader_that_leaves_is_no_traceback(small):
-    code = (
-        "import sys, pathlib; from posmat.report import cli; "
-        "cli._root = lambda: pathlib.Path(sys.argv[1]); sys.exit(cli.main(sys.argv[2:]))"
-    )
+    """Each verb in a process of its own, which is forked from one that has loaded all it needs."""
+    code = """
+import os, pathlib, sys
+import posmat.figures, posmat.report.checking, posmat.report.gallery
+from posmat.report import cli
+
+cli._root = lambda: pathlib.Path(sys.argv[1])
+for words in (["cite", sys.argv[2]], ["check"], ["draw", sys.argv[2]]):
+    if not os.fork():
+        sys.exit(cli.main(words))
+    if os.waitstatus_to_exitcode(os.wait()[1]) != 1:
+        print(words, "did not notice", file=sys.stderr)
+"""
     read, write = os.pipe()
     os.close(read)
-    for words in (["cite", PICTURE], ["check"], ["draw", PICTURE]):
-        command = [sys.executable, "-c", code, small, *words]
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
-        assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+    command = [sys.executable, "-c", code, small, PICTURE]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "did not notice" not in done.stderr, done.stderr

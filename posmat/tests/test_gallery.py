@@ -123,7 +123,7 @@ def test_the_machines_are_named_on_top(project):
         assert word in top
 
 
-def test_versions_are_shown_where_provenance_has_them(project, tmp_path):
+def test_versions_are_shown_where_provenance_has_them(blank_pictures, tmp_path):
     root = make_project(tmp_path, MACHINES[1:])
     (root / "README.md").unlink()  # it shows a picture of the other machine
     (path,) = (root / "data/beta/cuda").glob("05_*.json")

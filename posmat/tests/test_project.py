@@ -93,6 +93,17 @@ def test_a_python_that_will_not_do_is_refused_in_one_sentence(tmp_path, old, mes
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("target", "extra"), [("report", 0), ("lab", 0), ("test", 1)])
+def test_the_tools_of_the_tests_are_installed_for_the_tests_alone(tmp_path, target, extra):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = ["make", "--dry-run", "-C", str(tmp_path), target]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.count("pip install") == 1 + extra
+    assert done.stdout.count("[test]") == extra
+
+
 def test_the_driver_does_not_load_torch():
     code = (
         "import sys, posmat.report.cli, posmat.report.runner, posmat.figures, posmat.records; "

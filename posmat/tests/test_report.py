@@ -1,4 +1,4 @@
-"""The driver on the real notebooks at small sizes, and what a user may get wrong."""
+"""The driver's command line, a notebook without the driver, and what a user may get wrong."""
 
 import io
 import json
@@ -9,77 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 
-from posmat.records import QUICK, read_rows, rows_hash
+from posmat.records import read_rows, rows_hash
 from posmat.report import cli, progress
 from posmat.report.parameters import UsageError, convert, read_parameters
 from posmat.report.runner import (
     devices_asked,
     find_notebooks,
     plan,
-    run_job,
     without_absent_cuda,
 )
-from posmat.tests.tiny import make_notebook
+from posmat.tests.tiny import LIGHT, make_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-JOBS = plan(find_notebooks(NOTEBOOKS, []), ["cpu"], QUICK)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """A project's folder that the jobs fill in their order: the last one reads the others' rows."""
-    return tmp_path_factory.mktemp("project")
-
-
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
-def test_every_notebook_runs_and_leaves_its_files(job, root):
-    outcome = run_job(job, root)
-    assert (outcome.state, outcome.message) == ("done", "")
-    data, reports = (root / kind / QUICK / job.device for kind in ("data", "reports"))
-    rows, facts = data / f"{job.stem}.csv", json.loads((data / f"{job.stem}.json").read_text())
-    assert facts["rows_sha256"] == rows_hash(rows) and len(read_rows(rows)) == facts["rows"] > 0
-    executed = nbformat.read(reports / f"{job.stem}.ipynb", as_version=4)
-    assert all(c.execution_count for c in executed.cells if c.cell_type == "code")
-    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
-    said = [output for output in outputs if output.get("name") == "stderr"]
-    assert not said, "a report has results in it, not warnings"
-    text = (reports / f"{job.stem}.ipynb").read_text()
-    assert str(root) not in text and str(ROOT) not in text
-    page = (reports / f"{job.stem}.html").read_text()
-    assert "<script" not in page and 'src="http' not in page and "<link" not in page
-    assert 'src="data:image/png' in page and 'alt="No description' not in page
-    assert (reports / f"{job.stem}.table.csv").exists()
-    assert run_job(job, root, force=False).state == "skipped"
-    assert len(list((root / "reports" / "figures").glob("*.svg"))) >= 1
-
-
-def test_a_device_without_an_operation_keeps_its_rows(tmp_path, monkeypatch):
-    """Integer matrix times vector, refused as CUDA refuses it, at the sizes that are timed."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import torch\n"
-        "real = torch.Tensor.__matmul__\n"
-        "def refuse(self, other):\n"
-        "    if other.ndim == 1 and not self.is_floating_point() and self.numel() > 99:\n"
-        "        raise RuntimeError('\"addmv_impl_cuda\" not implemented for \\'Int\\'')\n"
-        "    return real(self, other)\n"
-        "torch.Tensor.__matmul__ = refuse\n"
-    )
-    paths = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    (job,) = [job for job in JOBS if job.stem == "01_matvec_vs_elementwise-dtype=int8"]
-    outcome = run_job(job, tmp_path)
-    assert (outcome.state, outcome.message) == ("done", "")
-    rows = read_rows(tmp_path / "data" / QUICK / "cpu" / f"{job.stem}.csv")
-    refused = rows[rows["state"] == "not supported"]
-    assert set(refused["method"]) == {"W @ x", "W @ x (again)", "W @ x, widened to int32"}
-    assert refused["seconds"].isna().all() and refused["why"].str.contains("addmv_impl").all()
-    summed = rows[rows["method"] == "W * x, widened and summed"]
-    assert (summed["state"] == "timed").all() and summed["exact"].all()
 
 
 def test_notebooks_are_found_by_number_and_name():
@@ -152,6 +97,7 @@ class Stream(io.StringIO):
 
 def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatch):
     monkeypatch.setattr(progress, "LONG_S", 0)
+    monkeypatch.setattr(progress, "LOOK_S", 0.2)
     texts = {}
     for terminal in (True, False):
         stream = Stream()
@@ -159,7 +105,9 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatc
         shown = progress.Progress(stream=stream)
         with shown.of("[1/2] 05 on cpu", 125):
             shown.cell(2, 5, "x = 1")
-            time.sleep(1.3)
+            began = time.monotonic()
+            while "cell 2" not in stream.getvalue() and time.monotonic() < began + 30:
+                time.sleep(0.01)
         texts[terminal] = stream.getvalue()
     now = r"\[1/2\] 05 on cpu: cell 2 of 5 \(x = 1\), \d+ s of about 2 min 5 s"
     assert re.fullmatch(rf"\r\x1b\[K{now}\r\x1b\[K", texts[True])
@@ -173,20 +121,57 @@ def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatc
     assert [progress.seconds(n) for n in (8.4, 125, 11_040)] == ["8 s", "2 min 5 s", "3 h 4 min"]
 
 
-def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
-    notebook = find_notebooks(NOTEBOOKS, ["1"])[0]
-    sizes = {"out_features": 4, "in_features": 8, "rounds": 1, "output_dir": "results"}
-    words = [word for name, value in sizes.items() for word in ("-p", name, str(value))]
-    command = ["-m", "papermill", str(notebook), "out.ipynb", "--no-progress-bar", *words]
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory) -> Path:
+    """The rows of notebook 01, which papermill alone ran, in another folder.
+
+    Its device lacks an operation: integer matrix times vector is refused, as CUDA refuses it, at
+    the sizes that are timed.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.modules['rfc3987_syntax'] = None\n"  # tiny.LIGHT says why
+        "if 'ipykernel_launcher' in ' '.join(sys.orig_argv):\n"
+        "    import torch\n"
+        "    real = torch.Tensor.__matmul__\n"
+        "    def refuse(self, other):\n"
+        "        if other.ndim == 1 and not self.is_floating_point() and self.numel() > 99:\n"
+        "            raise RuntimeError('\"addmv_impl_cuda\" not implemented for \\'Int\\'')\n"
+        "        return real(self, other)\n"
+        "    torch.Tensor.__matmul__ = refuse\n"
+    )
+    given = {"dtype": "int8", "out_features": 16, "in_features": 8, "rounds": 1}
+    given["output_dir"] = "results"
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    command = ["-m", "papermill", str(find_notebooks(NOTEBOOKS, ["1"])[0]), "out.ipynb"]
     done = subprocess.run(
-        [sys.executable, *command], check=False, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, *command, "--no-progress-bar", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    (rows,) = [p for p in (tmp_path / "results").glob("01_*.csv") if p.name.count(".") == 1]
-    facts = json.loads(rows.with_suffix(".json").read_text())
+    (rows,) = [p for p in (folder / "results").glob("01_*.csv") if p.name.count(".") == 1]
+    return rows
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(by_hand):
+    facts = json.loads(by_hand.with_suffix(".json").read_text())
     assert facts["parameters"]["in_features"] == 8 and "key" not in facts
-    assert rows_hash(rows) == facts["rows_sha256"]
-    assert not [path for path in (tmp_path / "results").iterdir() if path.name.startswith(".")]
+    assert rows_hash(by_hand) == facts["rows_sha256"]
+    assert not [path for path in by_hand.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_device_without_an_operation_keeps_its_rows(by_hand):
+    rows = read_rows(by_hand)
+    refused = rows[rows["state"] == "not supported"]
+    assert set(refused["method"]) == {"W @ x", "W @ x (again)", "W @ x, widened to int32"}
+    assert refused["seconds"].isna().all() and refused["why"].str.contains("addmv_impl").all()
+    summed = rows[rows["method"] == "W * x, widened and summed"]
+    assert (summed["state"] == "timed").all() and summed["exact"].all()
 
 
 @pytest.mark.parametrize(
@@ -213,19 +198,15 @@ def test_a_wrong_use_is_one_sentence(words, code, message, capsys):
     assert message in error and error.count("\n") == 1 and error.startswith("posmat: ")
 
 
-def test_cuda_that_is_not_there_is_refused_before_anything_runs():
+def test_cuda_that_is_not_there_is_refused_before_anything_runs(capsys):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    done = subprocess.run(
-        [sys.executable, "-m", "posmat.report.cli", "report", "05", "--device", "cuda"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "device='cuda' was asked for" in done.stderr and done.stderr.count("\n") == 1
+    assert cli.main(["report", "05", "--device", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert "device='cuda' was asked for" in error
+    assert "Traceback" not in error and error.count("\n") == 1
 
 
 def test_a_device_that_pytorch_cannot_use_is_left_out_aloud(tmp_path, monkeypatch, capsys):
@@ -254,7 +235,8 @@ def test_what_argparse_refuses_is_one_sentence_too(capsys):
 
 
 def test_a_reader_who_has_gone_is_no_traceback():
-    command = [sys.executable, "-m", "posmat.report.cli", "report", "--parameters"]
+    code = f"{LIGHT}\nfrom posmat.report import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "report", "--parameters"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
         driver.stdout.close()
         assert driver.stderr.read() == b"" and driver.wait() == 1

@@ -89,7 +89,7 @@ def test_runs_at_the_same_time_take_turns_and_a_killed_one_blocks_nobody(tmp_pat
     turn = f"""
 import time
 began = time.time()
-time.sleep(1)
+time.sleep(0.2)
 with open({str(log)!r}, "a") as log:
     print(began, time.time(), file=log)
 """
@@ -125,7 +125,7 @@ def test_twenty_kills_leave_nothing_unreadable(tmp_path):
         if pattern := awaited[kill % 4]:
             while not set(tmp_path.glob(pattern)) - left and driver.poll() is None:
                 time.sleep(0.005)
-        time.sleep(seed.uniform(0, (3, 0.003, 0.3, 0.1)[kill % 4]))
+        time.sleep(seed.uniform(0, (2, 0.003, 0.3, 0.1)[kill % 4]))
         driver.kill()
         driver.communicate()
         promoted += check_readable(folders)

@@ -9,11 +9,20 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+# What a driver or a worker begins with, so that it costs little. jsonschema, which nbformat loads,
+# compiles a grammar of web addresses for most of a second where that module is there, and does
+# without where it is not. And no time is measured here: one short look says how busy the host is.
+LIGHT = """
+import sys, psutil
+sys.modules["rfc3987_syntax"] = None
+psutil.cpu_percent = lambda interval=0, look=psutil.cpu_percent: look(interval / 10)
+"""
+
 # The real command on another project's folder than the one that the package stands in. It draws
 # nothing: tiny notebooks keep rows that no figure shows, and loading seaborn takes seconds. With
 # POSMAT_TEST_DRAWS it takes as long as to draw much, and touches that file when it begins.
-_DRIVER = """
-import os, sys, time
+_DRIVER = f"""{LIGHT}
+import os, time
 from pathlib import Path
 from posmat.report import cli
 
