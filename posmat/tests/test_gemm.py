@@ -161,7 +161,8 @@ def test_padded_and_aligned_as_cuda_asks(method, use_engine, strict_int8_gemm):
     for M in (1, 16, 17, 40):
         for N, K in ((1, 1), (1, 70), (8, 8), (9, 7), (9, 1030)):
             check(method, *operands(M, N, K))
-    check(method, constant(20, 1100, -128), constant(20, 1100, -128))
+    for value in (127, -128):
+        check(method, constant(20, 1100, value), constant(20, 1100, value))
     check(method, *operands(0, 3, 8))
     x, w = operands(20, 9, 66)
     check(method, x.t().contiguous().t(), w[:1].expand(9, 66))
@@ -188,12 +189,19 @@ def test_a_device_without_an_int8_gemm_takes_float32(method, monkeypatch, nothin
         assert "int8_product: it does not run here (no int8 GEMM)" in explain()
         return
     for K in (1, 1024, 1025, 4000):
-        check(method, *operands(33, 20, K))
+        x, w = operands(33, 20, K)
+        check(method, x, w)
         check(method, constant(3, K, -128), constant(3, K, -128))
+        # Large ones of one sign: their sum is odd in places, and as large as it can be.
+        for sign in (1, -1):
+            check(method, sign * x.clamp(min=90), w.clamp(min=90))
+            check(method, x.clamp(min=90), -w.clamp(min=90))
 
 
-@every_way
-def test_blocks_of_rows_and_columns(method, use_engine, monkeypatch, threads):
+@pytest.mark.parametrize(
+    "name", [name for name in WAYS if name not in ("exact_product", "int8_product")]
+)
+def test_blocks_of_rows_and_columns(name, use_engine, monkeypatch, threads):
     """Blocks that do not divide the sizes, and a last one of a single column."""
     threads(1)
     use_engine("float32")
@@ -203,11 +211,11 @@ def test_blocks_of_rows_and_columns(method, use_engine, monkeypatch, threads):
         for form in (None, gemm.SHIFTED._replace(block_bytes=256 * columns)):
             sizes = engines._block_sizes(1300, 5, 49, CPU, 10**6, form, ENGINES["float32"])
             assert sizes == (256, columns)
-        for name in ("MAGNITUDE", "POSITIVE_PART", "SHIFTED"):
-            form = getattr(gemm, name)._replace(block_bytes=256 * columns)
-            monkeypatch.setattr(gemm, name, form)
-        check(method, x, w)
-        check(method, x.t().contiguous().t(), w.t().contiguous().t())
+        for part in ("MAGNITUDE", "POSITIVE_PART", "SHIFTED"):
+            form = getattr(gemm, part)._replace(block_bytes=256 * columns)
+            monkeypatch.setattr(gemm, part, form)
+        check(WAYS[name], x, w)
+        check(WAYS[name], x.t().contiguous().t(), w.t().contiguous().t())
 
 
 # --- the positive product ------------------------------------------------------------------------
@@ -274,6 +282,9 @@ def test_the_longest_block_of_the_weights_at_hand_from_both_sides(total, length,
         x = constant(300, 1600, 127)
         check_prepared(x, weight, prepared)
         check(positive_matrix_product, x, weight)
+    if length == 800:  # all in one half, which is too much for it too
+        halves = torch.cat([w[:, :800] + w[:, 800:], 0 * w[:, 800:]], 1)
+        assert int(halves[:, :800].sum()) == total and longest_block(halves, 255, engine) == 536
     a = torch.full((1, 1600), 255, dtype=torch.uint8)
     at_once = engine.gemm(a, w.t())
     assert (at_once.item() == 255 * total) == (length == 1600)

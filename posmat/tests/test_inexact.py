@@ -154,11 +154,11 @@ def test_gemms_by_float32_and_as_cuda_asks(name, engine, use_engine, strict_int8
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", [*multiplier_names(), "rank 1", "rank 3", "rank 20", "two digits"])
 def test_many_blocks_of_rows_and_columns(name, path, use_engine, monkeypatch, threads):
-    """Of an even number of columns, which look-ups take in pairs, and a last one of an odd one."""
+    """Look-ups take columns in pairs: of 13 that fit 12, and only of the last block an odd one."""
     threads(1)
     monkeypatch.setattr(inexact, "EMBED_BYTES", 2**10)
     monkeypatch.setattr(inexact, "INDEX_BYTES", 2**10)
-    monkeypatch.setattr(inexact, "COLUMN_BYTES", 2**14)  # up to 64 columns
+    monkeypatch.setattr(inexact, "COLUMN_BYTES", 13 * 2**10)  # 52 columns, or 13 and 3
     monkeypatch.setitem(ENGINES, "float32", ENGINES["float32"]._replace(largest_sum=2**20 + 2**18))
     use_engine("float32")
     multiplier = get(name)
@@ -343,7 +343,7 @@ def test_a_code_that_is_exact_still_refuses_what_the_table_does_not_hold():
 
 
 @pytest.mark.parametrize("name", ["exact", "or_pairs", "rank 8", "full rank"])
-def test_what_was_prepared_is_the_weights_as_they_were(name, use_engine):
+def test_what_was_prepared_is_the_weights_as_they_were(name, use_engine, strict_int8_gemm):
     """Also where an engine lays them out later than the first; made in inference mode or not."""
     use_engine("float32")
     multiplier = get(name)
@@ -356,7 +356,8 @@ def test_what_was_prepared_is_the_weights_as_they_were(name, use_engine):
     w.zero_()
     for weight in (prepared, other):
         assert_equal(inexact_product(x, weight), expected)
-        weight._laid_out(ENGINES["direct"])
+    use_engine("padded")
+    for weight in (prepared, other):
         assert_equal(inexact_product(x, weight), expected)
 
 
