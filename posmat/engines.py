@@ -286,14 +286,18 @@ def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
     (M, K), N, device = x.shape, y.shape[1], x.device
     weights, longest, form, scales = term
     width = form.width if form else 1
-    rows, columns = _block_sizes(M, N, K, device, max(1, longest // width), form, engine)
+    longest = max(1, longest // width // 2 * 2)  # look-ups take pairs
+    rows, columns = _block_sizes(M, N, K, device, longest, form, engine)
+    lengths = _lengths(K, longest, columns)
+    # Of the weights an odd K was filled up with zeros, where pairs are looked up.
+    w_lengths = [n * width for n in _lengths(len(weights) // width, longest, columns)]
     if y.dtype == torch.int32:  # what is multiplied modulo 2**32 may be scaled modulo 2**32
         scales = tuple((scale + 2**31) % 2**32 - 2**31 for scale in scales)
     # Views take time: where there is one block, there are none.
-    w_blocks = weights.split(columns * width) if columns < K else (weights,)
+    w_blocks = weights.split(w_lengths) if columns < K else (weights,)
     in_rows = zip(x.split(rows), y.split(rows), strict=True) if rows < M else ((x, y),)
     for x_rows, y_rows in in_rows:
-        x_blocks = x_rows.split(columns, 1) if columns < K else (x_rows,)
+        x_blocks = x_rows.split(lengths, 1) if columns < K else (x_rows,)
         for x_block, w_block in zip(x_blocks, w_blocks, strict=True):
             part = form.make(x_block) if form else x_block
             out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, device)
@@ -322,6 +326,21 @@ def _block_sizes(
         columns -= columns % 2 if columns < K else 0  # look-ups take pairs
     rows = min(M, max(256, min(elements // columns, 2**20 // N)))
     return rows, columns
+
+
+def _lengths(K: int, longest: int, columns: int) -> list[int]:
+    """Blocks of up to `columns` of K columns, none of which reaches over a multiple of `longest`.
+
+    Weights that are small enough for a longer block than any would allow were added up between
+    these multiples: it holds for the blocks there and for their parts, not for others as long.
+    """
+    ends = [*range(longest, K, longest), K]
+    starts = [0, *ends[:-1]]
+    return [
+        min(columns, end - k)
+        for start, end in zip(starts, ends, strict=True)
+        for k in range(start, end, columns)
+    ]
 
 
 def by_int8(a: Tensor, w: Tensor) -> Tensor:

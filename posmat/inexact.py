@@ -69,7 +69,7 @@ class InexactWeight:
     def __repr__(self) -> str:
         way = {
             "exact": "exact on these weights: one GEMM",
-            "gemm": f"{self.gemms} GEMMs",
+            "gemm": f"{self.gemms} GEMM{'s' * (self.gemms != 1)}",
             "lookup": "table look-up",
         }[self.path]
         return f"InexactWeight{self.shape}: {self.multiplier.name!r}, path {self.path!r} ({way})"

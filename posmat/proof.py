@@ -161,14 +161,21 @@ def _best_seconds(
     """The seconds of the best call of each, in turn, so that a slow moment meets them all.
 
     Infinite for a method that does not run: its proof says in words what is wrong.
+
+    Raises:
+        RuntimeError: memory ran out, which says nothing of a method's speed.
     """
     device = operands[0].device
     best = dict.fromkeys(products, math.inf)
     with one_thread(device):
         for _ in range(turns):
             for name, product in products.items():
-                with contextlib.suppress(RuntimeError):
+                try:
                     seconds = one_call(lambda f=product: f(*operands), device)
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
+                else:
                     best[name] = min(best[name], seconds)
     return best
 

@@ -1,9 +1,18 @@
-"""What several tests share."""
+"""What several tests share.
+
+With POSMAT_TEST_WITHOUT_ONEDNN=1 in the environment all run as on a processor for which PyTorch has
+no int8 kernel.
+"""
 
 import os
 
 import pytest
 import torch
+
+from posmat import engines, exact, gemm, inexact, proof
+
+if os.environ.get("POSMAT_TEST_WITHOUT_ONEDNN"):
+    torch.backends.mkldnn.set_flags(False)
 
 # The files that take longest, which are begun first: what is begun last ends last.
 LONGEST = ["notebooks", "cluster", "gemm", "resume", "draw", "failures", "check", "report"]
@@ -54,3 +63,55 @@ def blank_pictures(monkeypatch):
         write(blank, *words)
 
     monkeypatch.setattr(figures, "write_figure", write_blank)
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads in a test, and have the old one back after it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def nothing_found(monkeypatch):
+    """As in a fresh process, nothing was found of methods and engines yet."""
+    monkeypatch.setattr(proof, "_proofs", {})
+    monkeypatch.setattr(engines, "_engines", {})
+    monkeypatch.setattr(exact, "_choices", {})
+
+
+@pytest.fixture
+def use_engine(monkeypatch, nothing_found):
+    """Have every sum of GEMMs computed by one engine, of `engines.ENGINES`."""
+
+    def use(name):
+        engine = engines.ENGINES[name]
+        for module in (gemm, inexact):
+            monkeypatch.setattr(module, "engine_for", lambda *asked: engine)
+        if engine.name == "int8":
+            for module in (engines, gemm):
+                monkeypatch.setattr(module, "int8_engine", lambda device: engine)
+
+    return use
+
+
+@pytest.fixture
+def strict_int8_gemm(monkeypatch):
+    """An int8 GEMM with the refusals of CUDA's, exact on any processor; gives the list of calls."""
+    calls = []
+
+    def strict(a, b):
+        assert a.dtype == b.dtype == torch.int8
+        assert a.shape[0] > 16
+        assert a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0
+        for rows in (a, b.t()):
+            assert rows.stride(1) == 1 and rows.stride(0) % 8 == 0
+            assert rows.data_ptr() % 16 == 0
+        y = a.double() @ b.double()
+        assert y.abs().max() < 2**31
+        calls.append(a.shape)
+        return y.int()
+
+    monkeypatch.setattr(torch, "_int_mm", strict)
+    return calls

@@ -1,0 +1,84 @@
+"""Operands for the tests of matrix products, and what their result is checked against."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from posmat import proof
+from posmat.engines import by_int8
+from posmat.exact import exact_product
+from posmat.gemm import (
+    float32_product,
+    int8_product,
+    one_sided_product,
+    positive_matrix_product,
+)
+from posmat.products import accumulator_dtype, integer_product
+
+CPU = torch.device("cpu")
+METHODS = [float32_product, int8_product, one_sided_product, positive_matrix_product, exact_product]
+LAYOUTS = [
+    "plain",
+    "transposed",
+    "columns of a wider matrix",
+    "every other column",
+    "every other row",
+]
+
+
+def operands(M: int, N: int, K: int, low: int = -128, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random int8 operands on the CPU; unlike `random_operands` it knows sizes of 0."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return tuple(
+        torch.randint(low, 128, (rows, K), dtype=torch.int8, generator=generator, device="cpu")
+        for rows in (M, N)
+    )
+
+
+def constant(rows: int, columns: int, value: int) -> Tensor:
+    return torch.full((rows, columns), value, dtype=torch.int8)
+
+
+def lay_out(t: Tensor, layout: str) -> Tensor:
+    """The same numbers in another place of memory."""
+    rows, columns = t.shape
+    if layout == "transposed":
+        return t.t().contiguous().t()
+    if layout == "columns of a wider matrix":
+        wider = torch.full((rows, columns + 3), 77, dtype=t.dtype)
+        wider[:, 1 : 1 + columns] = t
+        return wider[:, 1 : 1 + columns]
+    if layout == "every other column":
+        wider = torch.full((rows, 2 * columns), 77, dtype=t.dtype)
+        wider[:, ::2] = t
+        return wider[:, ::2]
+    if layout == "every other row":
+        longer = torch.full((2 * rows, columns), 77, dtype=t.dtype)
+        longer[::2] = t
+        return longer[::2]
+    return t
+
+
+def unaligned():
+    """Operands whose rows begin where CUDA's int8 GEMM cannot load from."""
+    wider_x, wider_w = operands(24, 16, 67)
+    yield wider_x[:, 1:65], wider_w[:, 1:65]
+    yield operands(24, 8, 65_537)  # its last block begins anywhere
+    x, w = operands(24, 16, 64)
+    longer = torch.empty(24 * 64 + 3, dtype=torch.int8)
+    yield longer[3:].view(24, 64).copy_(x), w
+
+
+def is_available(method) -> bool:
+    """Whether a method is one that this processor does not refuse; it is asked for proof."""
+    return method is not int8_product or proof.prove(by_int8, CPU).exact
+
+
+def check(method, x: Tensor, w: Tensor) -> None:
+    """`method` gives, number for number and in the right dtype, what the reference gives."""
+    if not is_available(method):
+        pytest.skip("int8 x int8 is not exact on this processor")
+    y = method(x, w)
+    assert y.dtype == accumulator_dtype(x.shape[1])
+    assert y.shape == (x.shape[0], w.shape[0])
+    assert torch.equal(y.long(), integer_product(x, w))

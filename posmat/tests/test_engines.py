@@ -1,0 +1,516 @@
+"""What an engine is, which one is taken, and the proof of it; the memory that all of them share."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from posmat import engines, exact, gemm, proof
+from posmat.engines import (
+    ENGINES,
+    Term,
+    aligned,
+    as_rows,
+    by_float32,
+    by_int8,
+    engine_for,
+    pad,
+    padded_gemm,
+    sum_of_gemms,
+)
+from posmat.gemm import one_sided_product, positive_matrix_product
+from posmat.inexact import inexact_product
+from posmat.problem import NotAvailable, ProblemSize
+from posmat.products import integer_product
+from posmat.proof import BYTES, INT8, MAGNITUDES
+from posmat.tests.operands import CPU, LAYOUTS, check, constant, lay_out, operands
+
+RANGES = {
+    INT8: (torch.int8, -128, 127),
+    MAGNITUDES: (torch.uint8, 0, 128),
+    BYTES: (torch.uint8, 0, 255),
+}
+LONGEST = {
+    ("float32", INT8): 1024,
+    ("float32", MAGNITUDES): 1024,
+    ("float32", BYTES): 512,
+    ("int8", INT8): 131_064,
+    ("int8", MAGNITUDES): 131_064,
+    ("int8", BYTES): 65_792,
+}
+
+
+# --- engines -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("range_", RANGES)
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_exact_on_both_sides_of_its_longest_block(name, range_, request):
+    """Sums of several blocks as int64: more than an engine's own sums may hold."""
+    if name == "direct" and not proof.prove(by_int8, CPU, range_).exact:
+        pytest.skip(f"int8 GEMMs of {range_} are not exact on this processor")
+    if name == "padded":
+        request.getfixturevalue("strict_int8_gemm")
+    engine, (dtype, low, high) = ENGINES[name], RANGES[range_]
+    largest = max(-low, high)
+    longest = engine.longest(largest * 128)
+    assert longest == LONGEST[engine.name, range_]
+    assert longest * largest * 128 <= engine.largest_sum < (longest + 9) * largest * 128
+    for K in (1, longest, longest + 9):
+        w = torch.cat([constant(2, K, -128), constant(1, K, 127), operands(1, 2, K)[1]])
+        random = torch.randint(low, high + 1, (3, K), generator=torch.Generator().manual_seed(K))
+        for a in (torch.full((3, K), high), torch.full((3, K), low), random):
+            expected = (a.double() @ w.double().t()).long()
+            for weights in (w.t(), engine.prepare(w)):
+                term = Term(weights, longest)
+                y = sum_of_gemms(a.to(dtype), [term], len(w), engine, torch.int64)
+                assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("largest", [128, 255])
+def test_float32_cannot_sum_blocks_that_are_longer(largest):
+    """A few columns more than `longest` says, and the last bit of an odd sum is lost."""
+    engine = ENGINES["float32"]
+    longest, K = engine.longest(largest * 128), 2**24 // (largest * 128) + 2
+    assert longest < K < longest + 8
+    a = torch.full((1, K), largest, dtype=torch.uint8)
+    w = constant(1, K, -128)
+    a[0, -1], w[0, -1] = 1, -1
+    assert engine.gemm(a, w.t()).item() != integer_sum(a, w)
+    assert engine.gemm(a[:, :longest], w[:, :longest].t()).item() == integer_sum(a[:, :longest], w)
+
+
+def integer_sum(a, w):
+    return int((a.long() * w[:, : a.shape[1]].long()).sum())
+
+
+def test_sums_are_right_modulo_what_their_accumulator_holds():
+    """Scales beyond 2**31 serve in int32 where the sum fits: 2**32 and a bit is the bit."""
+    x, w = operands(20, 7, 40)
+    y = integer_product(x, w)
+    engine = ENGINES["float32"]
+    weights = engine.prepare(torch.cat([w, w]))
+
+    def summed(scales, accumulator):
+        return sum_of_gemms(x, [Term(weights, 1024, None, scales)], 7, engine, accumulator)
+
+    for scale in (2**31, 2**32 - 3, 255**4, -(2**31) - 7):
+        found = summed((scale, 3 - scale), torch.int32)
+        assert found.dtype == torch.int32 and torch.equal(found.long(), 3 * y)
+        assert torch.equal(summed((scale, 0), torch.int64), scale * y)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_an_engine_takes_every_layout(name, dtype, request):
+    """Of small numbers, whose pairs no processor saturates."""
+    if name == "padded":
+        request.getfixturevalue("strict_int8_gemm")
+    engine = ENGINES[name]
+    for M, N, K in ((33, 20, 65), (1, 9, 1), (9, 1, 1), (1, 1, 7)):
+        a, w = (t % 50 for t in operands(M, N, K))
+        a = a.to(dtype)
+        expected = (a.double() @ w.double().t()).int()
+        for layout in LAYOUTS:
+            left, right = lay_out(a, layout), lay_out(w, layout)
+            for weights in (right.t(), engine.prepare(right)):
+                assert torch.equal(engine.gemm(left, weights, None), expected)
+                out = torch.empty((M, N), dtype=torch.int32)
+                assert torch.equal(engine.gemm(left, weights, out), expected)
+        left, right = a[:1].expand(M, K), w[:, :1].expand(N, K)  # stride 0
+        expected = (left.double() @ right.double().t()).int()
+        assert torch.equal(engine.gemm(left, right.t(), None), expected)
+
+
+def test_a_padded_gemm_takes_every_byte(strict_int8_gemm):
+    """The split into seven bits and one is right for all 256 values, not for magnitudes only."""
+    a = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 9).contiguous()
+    b = operands(1, 5, 9)[1].t()
+    assert torch.equal(padded_gemm(a, b), (a.double() @ b.double()).int())
+    assert len(strict_int8_gemm) == 2
+
+
+def test_what_is_copied_is_what_must_be():
+    t = torch.arange(12, dtype=torch.int8).reshape(3, 4)
+    assert as_rows(t) is t
+    assert as_rows(t[:, 1:3]).data_ptr() == t[:, 1:3].data_ptr()
+    for other in (t[:1].expand(3, 4), t[0].expand(1, 4), t.t().contiguous().t()):
+        assert as_rows(other).stride() == (4, 1) and torch.equal(as_rows(other), other)
+    assert as_rows(t[:, :1]).stride() == (1, 1)
+    ones = torch.ones((3, 5), dtype=torch.int8)
+    assert pad(ones, 8).shape == (8, 8) and int(pad(ones, 8).sum()) == 15
+    assert pad(ones, 8, at_least=24).shape == (24, 8)
+    whole = torch.ones((24, 8), dtype=torch.int8)
+    assert pad(whole, 8, at_least=24) is whole and aligned(whole) is whole
+    beside = torch.ones(24 * 8 + 1, dtype=torch.int8)[1:].view(24, 8)
+    assert aligned(beside).data_ptr() % 16 == 0 and torch.equal(aligned(beside), beside)
+
+
+# --- which one is taken --------------------------------------------------------------------------
+
+
+def saturating(a, b, out=None):
+    """A GEMM by vpmaddubsw: bytes by int8, each two products added up in 16 bits that saturate."""
+    y = (a.double() @ b.double()).int()
+    if a.dtype == torch.uint8 and a.shape[1] > 1 and a.max() > 128:  # below, no two can saturate
+        a, b = (torch.nn.functional.pad(t, (0, t.shape[1] % 2)).int() for t in (a, b.t()))
+        y.zero_()
+        for k in range(0, a.shape[1], 2):
+            pair = a[:, None, k] * b[:, k] + a[:, None, k + 1] * b[:, k + 1]
+            y.add_(pair.clamp_(-(2**15), 2**15 - 1))
+    return y if out is None else out.copy_(y)
+
+
+@pytest.fixture
+def int8_is_fastest(monkeypatch):
+    """As if an int8 GEMM, whatever stands in for it, took half the time of the others.
+
+    What stands in for it takes long at the probe's largest size, which is smaller here.
+    """
+    monkeypatch.setattr(proof, "LARGE", ProblemSize(64, 32, 1024))
+    monkeypatch.setattr(
+        proof, "_best_seconds", lambda products, *_: {n: 2.0 - ("int8" in n) for n in products}
+    )
+
+
+def test_where_pairs_saturate_the_range_decides(monkeypatch, nothing_found, int8_is_fastest):
+    """Bytes up to 128 never saturate with int8 weights, bytes up to 255 do."""
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return saturating(*arguments, **options)
+
+    monkeypatch.setattr(torch, "_int_mm", counted)
+    big = torch.full((1, 2), 255, dtype=torch.uint8)
+    assert saturating(big, constant(2, 1, 127)).item() == 2**15 - 1
+    names = {of: engine_for(CPU, of).name for of in RANGES}
+    assert names == {INT8: "int8", MAGNITUDES: "int8", BYTES: "float32"}
+    x, w = constant(20, 600, 127), constant(9, 600, 127)
+    for weights in (w, -w, operands(1, 9, 600)[1]):
+        calls.clear()
+        check(positive_matrix_product, x, weights)
+        assert not calls
+        check(one_sided_product, x, weights)
+        assert len(calls) == 2
+    assert not torch.equal(
+        gemm.positive(x, gemm.PositiveWeight(w), ENGINES["direct"]).long(), integer_product(x, w)
+    )
+
+
+def test_where_int8_saturates_it_is_refused_and_magnitudes_serve(
+    monkeypatch, nothing_found, int8_is_fastest
+):
+    """A processor without VNNI shifts int8 by 128 to have bytes, and corrects the sum."""
+
+    def shifting(a, b, out=None):
+        if a.dtype == torch.uint8:
+            return saturating(a, b, out)
+        y = saturating((a.short() + 128).to(torch.uint8), b).sub_(128 * b.sum(0, dtype=torch.int32))
+        return y if out is None else out.copy_(y)
+
+    monkeypatch.setattr(torch, "_int_mm", shifting)
+    names = {of: engine_for(CPU, of).name for of in RANGES}
+    assert names == {INT8: "float32", MAGNITUDES: "int8", BYTES: "float32"}
+    with pytest.raises(NotAvailable, match=r"int8_product is not exact on this cpu: .* wrong for"):
+        gemm.int8_product(*operands(3, 4, 5))
+    assert exact.chosen_method() == "one_sided_product"
+    x, w = operands(40, 20, 1100)
+    for method in (exact.exact_product, one_sided_product, positive_matrix_product):
+        check(method, x, w)
+        check(method, constant(4, 600, 127), constant(5, 600, 127))
+    for path in ("exact", "gemm"):
+        assert torch.equal(inexact_product(x, w, "exact", path).long(), integer_product(x, w))
+
+
+def test_an_engine_is_asked_for_once_in_the_same_circumstances(nothing_found, threads, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        engines, "choose", lambda *a: asked.append(a[2]) or proof.Choice("float32", {})
+    )
+    for count in (1, 2, 1, 2):
+        threads(count)
+        for of in RANGES:
+            assert engine_for(CPU, of) is ENGINES["float32"]
+    assert asked == [*RANGES, *RANGES]
+    monkeypatch.setattr(engines, "choose", lambda *a: proof.Choice(None, {"int8": "it is wrong"}))
+    threads(3)
+    with pytest.raises(NotAvailable, match="no GEMM is exact on cpu for bytes to 255: int8: it is"):
+        engine_for(CPU, BYTES)
+
+
+def is_a_loop(of: str) -> bool:
+    """Whether the choice takes int8 for a loop, for operands of a range."""
+    candidates = {"int8": by_int8, "float32": by_float32}
+    return "times slower than the fastest" in proof.choose(candidates, CPU, of).findings["int8"]
+
+
+def test_a_busy_machine_changes_nothing_of_what_is_taken_for_a_loop(threads, monkeypatch):
+    """Twice as many processes as there are processors, each computing all the time."""
+    threads(2)
+    monkeypatch.setattr(exact, "_choices", {})
+    before = is_a_loop(INT8), is_a_loop(BYTES)
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        assert (is_a_loop(INT8), is_a_loop(BYTES)) == before
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+            text = exact.explain()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert text.startswith("exact_product on cpu, 2 threads: float32_product\n")
+    assert text.count("times slower than the fastest") == 2 and torch.get_num_threads() == 2
+
+
+def test_of_a_slow_one_there_is_no_proof(threads):
+    threads(2)
+
+    def loop(x, w):
+        rows = [[(a.int() * b.int()).sum(dtype=torch.int32) for b in w] for a in x]
+        return torch.stack([torch.stack(row) for row in rows])
+
+    check(loop, *operands(9, 8, 7))
+    choice = proof.choose({"loop": loop, "float32": by_float32}, CPU)
+    assert choice.name == "float32" and "times slower" in choice.findings["loop"]
+    assert not any(loop in key for key in proof._proofs)
+    assert torch.get_num_threads() == 2
+
+
+# --- proof ---------------------------------------------------------------------------------------
+
+
+def test_a_wrong_method_is_found_out_and_refused():
+    def off_by_one_at_large_sizes(x, w):
+        y = by_float32(x, w)
+        return y + 1 if x.shape[1] > 1000 else y
+
+    def wrong_at_one_corner(x, w):
+        return by_float32(x, w) - 2 * bool((x == -128).all() and (w == -128).all())
+
+    def missing(x, w):
+        raise RuntimeError("not implemented for 'Char'\nand more")
+
+    for product, words in (
+        (off_by_one_at_large_sizes, "wrong for 127 x 127 at M=256, N=128, K=9216"),
+        (wrong_at_one_corner, "wrong for -128 x -128"),
+        (missing, "not implemented for 'Char'"),
+    ):
+        found = proof.prove(product, CPU)
+        assert not found.exact and words in found.finding
+        with pytest.raises(NotAvailable, match="exact_product"):
+            proof.require_exact("it", product, CPU)
+
+
+def test_a_proof_is_of_one_range():
+    def wrong_for_large_bytes(a, w):
+        return by_float32(a, w) + (a.dtype == torch.uint8 and int(a.max()) > 128)
+
+    for of in RANGES:
+        assert proof.prove(wrong_for_large_bytes, CPU, of).exact == (of != BYTES)
+
+
+@pytest.mark.parametrize("of", RANGES)
+def test_the_probe_tries_a_range_to_its_ends(of):
+    seen, (dtype, low, high) = set(), RANGES[of]
+
+    def watch(a, w):
+        assert a.dtype == dtype and w.dtype == torch.int8
+        seen.update((int(a.min()), int(a.max())))
+        return by_float32(a, w)
+
+    assert proof.prove(watch, CPU, of).exact
+    assert {low, high} <= seen and min(seen) == low and max(seen) == high
+
+
+def test_a_proof_is_made_once_for_each_number_of_threads(threads):
+    calls = []
+
+    def counted(x, w):
+        calls.append(torch.get_num_threads())
+        return by_float32(x, w)
+
+    threads(1)
+    assert proof.prove(counted, CPU).exact
+    once = len(calls)
+    assert proof.prove(counted, CPU).exact and len(calls) == once
+    threads(2)
+    assert proof.prove(counted, CPU).exact and len(calls) == 2 * once
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_ran_out_once_is_no_finding(failure, monkeypatch, nothing_found):
+    failures = [failure]
+
+    def product(x, w):
+        if failures:
+            raise failures.pop()
+        return by_float32(x, w)
+
+    with pytest.raises(RuntimeError, match="memory"):
+        proof.prove(product, CPU)
+    assert proof.prove(product, CPU).exact
+
+    def full(*arguments, **options):
+        raise failure
+
+    before = engine_for(CPU, MAGNITUDES).name
+    engines._engines.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "_int_mm", full)
+        for ask in (lambda: engine_for(CPU, MAGNITUDES), exact.explain):
+            with pytest.raises(RuntimeError, match="memory"):
+                ask()
+    assert engine_for(CPU, MAGNITUDES).name == before
+    assert "memory" not in exact.explain()
+
+
+# --- in processes of their own -------------------------------------------------------------------
+
+# What a process can do once only is done in a fork of one that has torch loaded and never used it.
+SCRIPT = """
+    import json, os, sys, traceback
+    import torch
+    from posmat.engines import by_float32
+    from posmat.exact import chosen_method, exact_product, explain
+    from posmat.gemm import float32_product, int8_product, one_sided_product
+    from posmat.gemm import positive_matrix_product, prepare_positive
+    from posmat.inexact import inexact_product
+    from posmat.problem import NotAvailable, ProblemSize, random_operands
+    from posmat.proof import BYTES, circumstances, prove
+
+    CPU = torch.device("cpu")
+    CORNERS = ((127, 127), (-128, -128))
+    SMALL = [(m, n, k) for m in (1, 17) for n in (1, 16) for k in (1, 2, 31)]
+
+    def check(sizes, ranges=((-128, 127),), int8=True):
+        for size in sizes:
+            for low, high in ranges:
+                x, w = random_operands(ProblemSize(*size), low=low, high=high)
+                expected = (x.double() @ w.double().T).int()
+                for y in (
+                    exact_product(x, w), float32_product(x, w), one_sided_product(x, w),
+                    positive_matrix_product(x, prepare_positive(w)), inexact_product(x, w, "exact"),
+                ):
+                    assert torch.equal(y, expected), (size, low, high)
+                try:
+                    assert not int8 or torch.equal(int8_product(x, w), expected), (size, low, high)
+                except NotAvailable as error:
+                    assert "wrong" in str(error) and chosen_method() != "int8_product"
+
+    def capped(isa):
+        os.environ["ONEDNN_MAX_CPU_ISA"] = isa
+        for count in (2, 1) if isa == "AVX512_CORE" else (1,):
+            torch.set_num_threads(count)
+            check([(256, 128, 9216), (300, 77, 1001)])
+        check([(40, 30, 2000), *SMALL], (*CORNERS, (-128, 127)))
+
+    def less_precise(setting):
+        torch.set_num_threads(1)
+        before = circumstances(CPU), circumstances(torch.device("cuda", 0))
+        exec(setting)
+        assert before != (circumstances(CPU), circumstances(torch.device("cuda", 0)))
+        assert prove(by_float32, CPU, BYTES).exact and "exact" in explain()
+        check([(70, 50, 2100)], int8=False)
+
+    told = {}
+    for name, case in json.loads(sys.argv[1]):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            try:
+                globals()[name](case)
+            except BaseException:
+                os.write(write, traceback.format_exc().encode()[-4000:])
+            os._exit(0)
+        os.close(write)
+        told[case] = os.read(read, 5000).decode()
+        os.wait()
+    print(json.dumps(told))
+"""
+ISAS = ["AVX512_CORE", "AVX2", "SSE41"]
+SETTINGS = [
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.mkldnn.fp32_precision = 'bf16'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+]
+
+
+@pytest.fixture(scope="module")
+def told():
+    """What stopped each case, by its name; an empty string where nothing did."""
+    cases = [("capped", isa) for isa in ISAS] + [("less_precise", one) for one in SETTINGS]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT), json.dumps(cases)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@needs_fork
+@pytest.mark.parametrize("isa", ISAS)
+def test_exact_with_less_of_the_processor(isa, told):
+    """oneDNN reads its limit once."""
+    assert not told[isa]
+
+
+@needs_fork
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_exact_whichever_setting_asks_for_less_precision(setting, told):
+    """Some of these settings cannot be taken back."""
+    assert not told[setting]
+
+
+# --- scratch memory ------------------------------------------------------------------------------
+
+
+def test_scratch_is_kept_for_the_next_call_and_given_back_when_asked():
+    engines.release_scratch()
+    check(positive_matrix_product, *operands(64, 32, 500))
+    kept = {key: buffer.data_ptr() for key, (buffer, _) in engines._kept.buffers.items()}
+    assert kept
+    check(positive_matrix_product, *operands(64, 32, 500))
+    check(positive_matrix_product, *operands(3, 2, 50))  # a part of what is there is enough
+    assert {key: b.data_ptr() for key, (b, _) in engines._kept.buffers.items()} == kept
+    engines.release_scratch()
+    assert not engines._kept.buffers
+    check(positive_matrix_product, *operands(64, 32, 500))
+
+
+def test_large_scratch_is_not_kept(monkeypatch):
+    monkeypatch.setattr(engines, "SCRATCH_LIMIT", 1000)
+    engines.release_scratch()
+    check(positive_matrix_product, *operands(64, 32, 500))
+    assert all(buffer.nbytes <= 1000 for buffer, _ in engines._kept.buffers.values())
+    assert ("part", torch.int8) not in engines._kept.buffers
+
+
+def test_scratch_of_many_shapes_keeps_few_views():
+    engines.release_scratch()
+    for rows in range(3 * engines.MOST_VIEWS, 0, -1):
+        view = engines.scratch("test", (rows, 5), torch.int8, CPU, gap=3)
+        assert view.shape == (rows, 5) and view.stride() == (8, 1)
+        assert engines.scratch("test", (rows, 5), torch.int8, CPU, gap=3) is view
+        assert len(engines._kept.buffers["test", torch.int8][1]) <= engines.MOST_VIEWS
