@@ -219,7 +219,7 @@ def probe_operands(
     with torch.device("cpu"):
         a, w = random_operands(size, torch.int16, device, low=-128)
         if dtype == torch.uint8:
-            a = (a + 128) * high // 255
+            a = (a.int() + 128) * high // 255  # which int16 would not hold
         return a.to(dtype), w.clamp(max=127).to(torch.int8)
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -292,6 +293,10 @@ def test_a_wrong_method_is_found_out_and_refused():
         y = by_float32(x, w)
         return y + 1 if x.shape[1] > 1000 else y
 
+    def off_by_one_where_operands_differ(x, w):
+        y = by_float32(x, w)
+        return y + 1 if x.shape[1] > 1000 and x.min() < x.max() else y
+
     def wrong_at_one_corner(x, w):
         return by_float32(x, w) - 2 * bool((x == -128).all() and (w == -128).all())
 
@@ -300,6 +305,7 @@ def test_a_wrong_method_is_found_out_and_refused():
 
     for product, words in (
         (off_by_one_at_large_sizes, "wrong for 127 x 127 at M=256, N=128, K=9216"),
+        (off_by_one_where_operands_differ, "wrong for random operands at M=256, N=128, K=9216"),
         (wrong_at_one_corner, "wrong for -128 x -128"),
         (missing, "not implemented for 'Char'"),
     ):
@@ -323,11 +329,16 @@ def test_the_probe_tries_a_range_to_its_ends(of):
 
     def watch(a, w):
         assert a.dtype == dtype and w.dtype == torch.int8
-        seen.update((int(a.min()), int(a.max())))
+        seen.add((int(a.min()), int(a.max())))
         return by_float32(a, w)
 
     assert proof.prove(watch, CPU, of).exact
-    assert {low, high} <= seen and min(seen) == low and max(seen) == high
+    assert {(low, high), (high, high)} <= seen  # random ones, and a corner
+    assert min(a for a, _ in seen) == low and max(a for _, a in seen) == high
+
+
+def test_waiting_for_a_processor_is_no_time_of_a_call():
+    assert proof.one_call(lambda: time.sleep(0.2), CPU) < 0.1
 
 
 def test_a_proof_is_made_once_for_each_number_of_threads(threads):
