@@ -222,14 +222,12 @@ _engines: dict[tuple, Engine] = {}
 class Form(NamedTuple):
     """What a GEMM takes of X in the place of X.
 
-    make: x (m, k), int8 -> a part (m, k · width) of `dtype`, as scratch memory.
-    operands: the range of the part.
+    make: x (m, k), int8 -> a part (m, k · width), int8 or uint8, as scratch memory.
     width: columns of the part for each of x.
     block_bytes: of the part that are made at a time on a CPU, for 128 outputs and one thread.
     """
 
     make: Callable[[Tensor], Tensor]
-    operands: str = INT8
     width: int = 1
     block_bytes: int = BLOCK_BYTES
 

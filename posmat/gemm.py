@@ -54,9 +54,9 @@ def _shifted(x: Tensor) -> Tensor:
     return torch.bitwise_xor(x, -128, out=_part("part", x)).view(torch.uint8)
 
 
-MAGNITUDE = Form(_magnitude, MAGNITUDES)
-POSITIVE_PART = Form(_positive_part, MAGNITUDES)
-SHIFTED = Form(_shifted, BYTES)
+MAGNITUDE = Form(_magnitude)
+POSITIVE_PART = Form(_positive_part)
+SHIFTED = Form(_shifted)
 
 
 # --- weights, prepared ----------------------------------------------------------------------------
