@@ -19,11 +19,8 @@ SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 INT8_PEAK, UINT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "uint8 peak", "float32 peak", "copy"
 FLOAT32_LAYER = "float32 layer"
 GEMMS = {"one_sided_product": 2, "positive_matrix_product": 2}  # where it is not 1
-# Of rows that do not say it, from a time when every machine's engine was taken for int8.
-_ENGINES = {
-    FLOAT32_LAYER: "float32",
-    **dict.fromkeys(("int8_product", "one_sided_product", "positive_matrix_product"), "int8"),
-}
+# By these, in rows that do not say it, an engine is int8 where the rows have such a peak.
+_BY_BYTES = ("int8_product", "one_sided_product", "positive_matrix_product")
 LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
 
 
@@ -86,7 +83,8 @@ class Roofs:
         self.float32_gmacs = _best_rate(roof[roof["method"] == FLOAT32_PEAK])
         peaks = {"int8": self.int8_gmacs, "float32": self.float32_gmacs}
         self.peaks = {engine: rate for engine, rate in peaks.items() if rate is not None}
-        self.engines = dict(_ENGINES)
+        by_bytes = "int8" if self.int8_gmacs else "float32"
+        self.engines = dict.fromkeys(_BY_BYTES, by_bytes) | {FLOAT32_LAYER: "float32"}
         if "engine" in rows:
             self.engines = (
                 rows.dropna(subset="engine").groupby("method")["engine"].first().to_dict()

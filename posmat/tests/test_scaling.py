@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from posmat.figures import draw_figure
+from posmat.figures import FIGURES, draw_figure
 from posmat.problem import ProblemSize
 from posmat.roofline import (
     COPY,
@@ -286,6 +286,25 @@ def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
     assert roofs.peak_gmacs("positive_matrix_product") * 1e9 == pytest.approx(INT8_RATE)
     assert roofs.peak_gmacs(FLOAT32_LAYER) * 1e9 == pytest.approx(FLOAT32_RATE)
     assert measured_roofs(rows).peak_gmacs("one_sided_product") * 1e9 == pytest.approx(FLOAT32_RATE)
+
+
+def test_a_methods_roof_is_the_peak_of_what_multiplies_in_it(rows):
+    """PyTorch's int8 loop and an element-wise form have no peak, and no share of one is said."""
+    engines = {FLOAT32_LAYER: "float32", "int8_product": "loop", "two_sided": "float32"}
+    rows = pd.concat([rows, rows[rows["method"] == FLOAT32_LAYER].assign(method="two_sided")])
+    rows = pd.concat([rows, rows[rows["method"] == FLOAT32_LAYER].assign(method="by hand")])
+    rows = rows.assign(engine=rows["method"].map(engines)).convert_dtypes()
+    roofs = measured_roofs(rows)
+    peaks = [roofs.peak_gmacs(name) for name in (*engines, "by hand")]
+    assert peaks == [roofs.float32_gmacs, None, roofs.float32_gmacs, None]
+    table = rates(rows).set_index("method")
+    assert table.loc[["int8_product", "by hand"], "compute_s"].isna().all()
+    assert "compute" not in set(table.loc[["int8_product", "by hand"], "bound"])
+    two_gemms = rates(rows.replace({"method": {"two_sided": "positive_matrix_product"}}))
+    two_gemms = two_gemms.set_index("method").loc["positive_matrix_product", "compute_s"]
+    assert two_gemms.to_numpy() == pytest.approx(2 * table.loc["two_sided", "compute_s"].to_numpy())
+    finding = next(spec.finding for spec in FIGURES if spec.id == "roofline")(rows)
+    assert "two_sided" in finding and "int8_product" not in finding and "by hand" not in finding
 
 
 def test_growth_and_roofs_need_no_torch():
