@@ -113,13 +113,13 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
         return
     own["processor"] = (host or describe_host())["processor"]
     with scratch_folder(root / SCRATCH) as scratch:
-        (scratch / mark.name).write_text(json.dumps(own, indent=2) + "\n")
+        (scratch / mark.name).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         promote(scratch, lambda _: folder)
 
 
 def _read_mark(mark: Path) -> dict:
     try:
-        found = json.loads(mark.read_text())
+        found = json.loads(mark.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
@@ -340,7 +340,8 @@ class Run:
             **gpu,
             "warnings": [*earlier.get("warnings", []), *warnings],
         }
-        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(facts, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
     def _earlier_provenance(self) -> dict:
         """What the earlier fresh kernels of this run left, as `pool` takes their rows."""
@@ -544,7 +545,11 @@ def describe_sources() -> dict:
 def _git(root: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *words], check=False, capture_output=True, text=True
+            ["git", "-C", str(root), *words],
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except OSError:  # no git on this machine
         return None

@@ -341,7 +341,11 @@ def _git(root: Path, *words: str) -> str | None:
     """What git says, or None where it fails or is not there."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+            ["git", "-C", str(root), *words],
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except (OSError, subprocess.CalledProcessError):
         return None

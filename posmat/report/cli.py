@@ -16,6 +16,9 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a failure, 2 a wrong use."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what is said has signs that not every system has
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     parser = _parser()
     asked = parser.parse_args(words)
     try:

@@ -40,7 +40,9 @@ def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
     key = {
         "notebook": _hash(map(code_of, code)),
         "parameters": dict(sorted(job.parameters.items())),
-        "modules": _hash([name, code_of(modules[name].read_text())] for name in sorted(counted)),
+        "modules": _hash(
+            [name, code_of(modules[name].read_text(encoding="utf-8"))] for name in sorted(counted)
+        ),
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),
@@ -87,7 +89,7 @@ def describe_installation() -> dict:
     """What must be the same where jobs are sent from and where they run, and whose host this is."""
     package = Path(posmat.__file__).parent
     sources = sorted([*package.glob("*.py"), *package.glob("report/*.py")])
-    code = _hash([path.name, code_of(path.read_text())] for path in sources)
+    code = _hash([path.name, code_of(path.read_text(encoding="utf-8"))] for path in sources)
     return {
         "posmat": f"{importlib.metadata.version('posmat')} (code {code[:8]})",
         "torch": importlib.metadata.version("torch"),

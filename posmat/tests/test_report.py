@@ -21,6 +21,7 @@ from posmat.report.runner import (
     plan,
     without_absent_cuda,
 )
+from posmat.tests.sample import make_project
 from posmat.tests.tiny import KEEP, LIGHT, make_notebook, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,3 +272,36 @@ def test_a_reader_who_has_gone_is_no_traceback():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
         driver.stdout.close()
         assert driver.stderr.read() == b"" and driver.wait() == 1
+
+
+def test_every_text_is_utf_8_whatever_the_system_says(tmp_path):
+    """The driver and a kernel where texts are ASCII by default, as they are not UTF-8 on Windows.
+
+    An encoding that posmat does not name is an error in both.
+    """
+    make_project(tmp_path, machines=())
+    (tmp_path / "README.md").write_text("# A project – of −128\n", encoding="utf-8")
+    filters = "import warnings\nwarnings.simplefilter('ignore', EncodingWarning)\n"
+    filters += "warnings.filterwarnings('error', category=EncodingWarning, module='posmat')\n"
+    (tmp_path / "sitecustomize.py").write_text(filters, encoding="utf-8")
+    code = f"""{LIGHT}
+import pathlib
+from posmat.report import cli
+
+cli.project_root = lambda: pathlib.Path(sys.argv[1])
+for words in ("report 04 --quick --device cpu", "check", "cite magnitude"):
+    assert cli.main(words.split()) == 0, words
+"""
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    own = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": paths, "POSMAT_LOCKS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-X", "warn_default_encoding", "-c", code, str(tmp_path)],
+        env={**os.environ, **own, "PYTHONWARNDEFAULTENCODING": "1"},
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "1 done, 0 failed" in done.stdout and "tables, pages and provenance belong" in done.stdout
+    )
