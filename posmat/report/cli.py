@@ -221,6 +221,7 @@ def _run_on_cluster(asked: argparse.Namespace, plan, root: Path, progress) -> li
         ) from None
 
     with cluster.connected(asked.scheduler) as client:
+        cluster.await_worker(client, progress)
         machines = cluster.machines_of(client, asked.device)
         there = sorted({device for facts in machines.values() for device in facts["devices"]})
         jobs = plan(there if asked.device == "all" else [asked.device])

@@ -282,6 +282,24 @@ def test_no_scheduler_is_a_wrong_use(tmp_path, monkeypatch, capsys):
         assert cli.main(["report", *words]) == 2 and message in capsys.readouterr().err
 
 
+def test_a_first_worker_is_awaited_and_not_for_ever(tmp_path, other, monkeypatch, capsys):
+    from posmat.report import cluster
+
+    notes = make(tmp_path, "01_good")
+    process = tiny.start(tmp_path, "--scheduler", other.address)
+    line = process.stderr.readline()
+    assert line == "posmat: no worker has joined yet; one is awaited for up to 60 s.\n"
+    worker = other.worker("a")
+    out, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0 and "1 done" in out and len(runs(notes)) == 1, err
+    end(worker)
+    other.wait()
+    monkeypatch.setattr(cluster, "JOIN_S", 0.5)
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    assert cli.main(["report", "--scheduler", other.address]) == 2
+    assert "posmat: no machine offers all; none has joined: start" in capsys.readouterr().err
+
+
 def test_without_a_scheduler_nothing_of_dask_is_imported():
     words = "import sys; from posmat.report import cli, runner, worker; cli.main(sys.argv[1:])"
     check = "; assert not {'dask', 'distributed'} & sys.modules.keys(), sorted(sys.modules)"
