@@ -247,6 +247,21 @@ def test_a_killed_scheduler_leaves_what_is_done_and_the_command_does_the_rest(tm
     assert len(runs(done)) == 1 and len(runs(slow)) == 2
 
 
+def test_whatever_ends_those_who_started_them_no_worker_is_left(tmp_path, other):
+    commands = [other.worker("a"), other.worker("b")]
+    other.wait("a", "b")
+    workers = [psutil.Process(one.pid).children()[0] for one in commands]
+    commands[0].kill()  # the scheduler stays
+    wait_for(lambda: not alive(workers[0].pid))
+    assert alive(workers[1].pid)
+    workers[1].suspend()
+    for process in (commands[1], other.started[0]):
+        process.terminate()
+        process.wait(WAIT_S)
+    workers[1].resume()  # and is told by a signal and by its scheduler at once
+    wait_for(lambda: not alive(workers[1].pid))
+
+
 def test_another_torch_or_another_posmat_is_refused_with_both_named(tmp_path, other):
     notes = make(tmp_path, "01_good")
     older = tmp_path / "older" / "torch-2.9.0.dist-info"
