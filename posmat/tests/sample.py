@@ -46,14 +46,13 @@ def make_rows(times: dict[str, float], machine: str, device: str, processor: str
     return pd.DataFrame(lines).convert_dtypes()
 
 
-def two_parts(machine: str = "alpha", slower: float = 1.0) -> pd.DataFrame:
+def two_parts() -> pd.DataFrame:
     """Rows of two measurements of one run, as notebook 06 leaves them, each with its baseline."""
     parts = {
         "forms": {"float32 layer": 4e-3, "element-wise, in blocks": 6e-2},
         "whole": {"element-wise, in blocks": 6e-2, "sign-magnitude, whole": 0.9},
     }
-    where = machine, "cpu", "A Processor"
-    rows = [make_rows(times, *where, part=name, slower=slower) for name, times in parts.items()]
+    rows = [make_rows(times, *MACHINES[0], part=name) for name, times in parts.items()]
     return pd.concat(rows, ignore_index=True)
 
 
