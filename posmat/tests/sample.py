@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from posmat.host import describe_host
 from posmat.records import describe_sources, rows_hash
+from posmat.report.freshness import sources_key
 from posmat.report.page import write_page
 from posmat.summary import AGAIN, FLOOR
 
@@ -73,6 +74,7 @@ def keep(root: Path, stem: str, rows: pd.DataFrame, **frames: pd.DataFrame) -> P
     facts |= {"runs": int(rows["run"].nunique()), "rows": len(rows), "rows_sha256": rows_hash(path)}
     facts |= {"started": "2026-11-01T10:00:00+00:00", "host": host, "sources": describe_sources()}
     facts |= {"device": {"torch": "2.13.0", "python": "3.11.7"}, "frames_sha256": digests}
+    facts["key"] = sources_key(ROOT / "notebooks" / f"{facts['notebook']}.ipynb")
     (folder / f"{stem}.json").write_text(json.dumps(facts))
     return path
 

@@ -211,14 +211,15 @@ def test_what_was_drawn_holds(project, monkeypatch, capsys):
 def test_older_sources_are_information_and_with_strict_a_failure(project, monkeypatch, capsys):
     for path in (project / DATA).glob("*.json"):
         facts = json.loads(path.read_text())
-        facts["sources"]["modules"]["timing"] = "of another time"
+        facts["key"]["modules"]["timing"] = "of another time"
         facts["sources"]["modules"]["figures"] = "whose change changes no row"
+        facts["key"] |= {"host": "another", "torch": "1.0"}
         path.write_text(json.dumps(facts))
     monkeypatch.setattr(cli, "_root", lambda: project)
     assert cli.main(["check"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("posmat: data/alpha/cpu: made by older sources: 01_matvec")
-    assert f"{NAME} (timing)" in first and "belong to the rows" in second
+    assert f"{NAME} (timing changed)" in first and "belong to the rows" in second
     assert cli.main(["check", "--strict"]) == 1
     assert "made by older sources" in capsys.readouterr().err
 
@@ -246,7 +247,7 @@ def summarized(root: Path) -> None:
     then_and_now(rows, seed).to_csv(path, index=False)
     facts = json.loads(path.with_suffix(".json").read_text()) | {"rows_sha256": rows_hash(path)}
     (result,) = (one for one in find_results(root) if one.stem == "10_summary")
-    facts["key"] = {"rows": hash_of_all_rows(root, "alpha")}
+    facts["key"]["rows"] = hash_of_all_rows(root, "alpha")
     path.with_suffix(".json").write_text(json.dumps(facts))
     make_folder(result.table.parent)
     rankings(rows, seed).to_csv(result.table)
