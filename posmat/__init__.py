@@ -53,15 +53,15 @@ _PUBLIC = {
     "peak_memory_by_size",
     "roofline": "GEMMS least_bytes measured_roofs rates along exponents turning_points",
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
-__all__ = list(_MODULE_OF)
+__all__ = list(MODULE_OF)
 
 
 def __getattr__(name: str):
-    if name not in _MODULE_OF:
+    if name not in MODULE_OF:
         raise AttributeError(f"posmat has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"posmat.{_MODULE_OF[name]}"), name)
+    return getattr(import_module(f"posmat.{MODULE_OF[name]}"), name)
 
 
 def __dir__():

@@ -38,7 +38,8 @@ def processor_name() -> str:
             ["sysctl", "-n", "machdep.cpu.brand_string"],
             check=False,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         if answer.stdout.strip():
             return answer.stdout.strip()
@@ -95,7 +96,9 @@ def read_gpu(uuid: str) -> dict:
     order = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={asked}"]
     order.append("--format=csv,noheader,nounits")
     try:
-        answer = subprocess.run(order, check=True, capture_output=True, text=True, timeout=30)
+        answer = subprocess.run(
+            order, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=30
+        )
         *numbers, driver = answer.stdout.strip().split(", ")
         facts = {name: _number(text) for name, text in zip(_OF_THE_GPU, numbers, strict=True)}
     except (OSError, ValueError, subprocess.SubprocessError):  # it is missing, or knows no such GPU

@@ -112,10 +112,17 @@ def _loop(small: bool):
     name = hashlib.sha256((SOURCE + str(small)).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         source, library = Path(folder, f"{name}.c"), Path(folder, name + suffix)
-        source.write_text(SOURCE)
+        source.write_text(SOURCE, encoding="utf-8")
         command = [compiler, *FLAGS, *defines, str(source), "-o", str(library)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=120,
+                check=False,
+            )
             if done.returncode:
                 raise OSError(done.stderr.strip().splitlines()[0] if done.stderr else "no reason")
             function = ctypes.CDLL(str(library)).lookup_product

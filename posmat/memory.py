@@ -65,7 +65,12 @@ def peak_memory(
         order = [function, *sizes, kind, seed, device, threads]
         command = [sys.executable, "-m", "posmat.memory", *map(str, order)]
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, env={**os.environ, **GIVE_BACK}
+            command,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **GIVE_BACK},
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -119,7 +124,7 @@ def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: 
 def _reset_high_water_mark() -> bool:
     """Bring the mark down to what is in use now, where the system lets us: did it?"""
     try:
-        with open(_CLEAR_REFS, "w") as file:
+        with open(_CLEAR_REFS, "w", encoding="utf-8") as file:
             file.write("5")  # proc(5): resets the peak resident set size
     except OSError:  # there is none on macOS, and some containers refuse it
         return False
@@ -129,7 +134,7 @@ def _reset_high_water_mark() -> bool:
 def _high_water_mark() -> int | None:
     """The largest resident size of this process so far in bytes, or None where none is kept."""
     try:
-        with open("/proc/self/status") as file:
+        with open("/proc/self/status", encoding="utf-8") as file:
             for line in file:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024

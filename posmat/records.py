@@ -14,13 +14,16 @@ Files are written into a scratch folder of the same disk and then moved into the
 none is ever half-written, whatever is killed when. Needs no torch.
 """
 
+import ast
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
+import tokenize
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +50,7 @@ QUICK = "quick"  # the machine's name of runs at small sizes, whose folders git 
 ALL_DEVICES = "all"  # the device's folder for a notebook that reads the rows of all of them
 JOB_VARIABLE = "POSMAT_JOB"  # what the driver tells a kernel: machine, run, stem, folders
 NOT_IN_VARIANT = ("device", "output_dir")  # one is a folder, the other says where folders are
+PARAMETER_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 SCRATCH = ".posmat"  # the folder of a checkout where results wait until they are whole
 
 _TABLE = ".table.csv"
@@ -109,13 +113,13 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
         return
     own["processor"] = (host or describe_host())["processor"]
     with scratch_folder(root / SCRATCH) as scratch:
-        (scratch / mark.name).write_text(json.dumps(own, indent=2) + "\n")
+        (scratch / mark.name).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
         promote(scratch, lambda _: folder)
 
 
 def _read_mark(mark: Path) -> dict:
     try:
-        found = json.loads(mark.read_text())
+        found = json.loads(mark.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as error:
@@ -336,7 +340,8 @@ class Run:
             **gpu,
             "warnings": [*earlier.get("warnings", []), *warnings],
         }
-        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(facts, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
 
     def _earlier_provenance(self) -> dict:
         """What the earlier fresh kernels of this run left, as `pool` takes their rows."""
@@ -373,14 +378,16 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
 
     Raises:
         ValueError: the device is not there.
-        RecordError: the folder cannot be made, or belongs to another host.
+        RecordError: the folder cannot be made, or belongs to another host; or the notebook has a
+            parameter that is no typed literal.
     """
     job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
     machine = job.get("machine", LOCAL)
     root = project_root()
     defaults = {}
     if root is not None and (root / "notebooks" / f"{notebook}.ipynb").exists():
-        defaults = declared_defaults(root / "notebooks" / f"{notebook}.ipynb")
+        declared = read_parameters(root / "notebooks" / f"{notebook}.ipynb")
+        defaults = {name: parameter.default for name, parameter in declared.items()}
     parameters = {name: namespace[name] for name in defaults if name in namespace}
     parameters |= {"device": str(device)} if "device" in parameters else {}
     # The driver's staging folder is no parameter: a report would carry the path of one machine.
@@ -417,25 +424,58 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
     return run
 
 
-def declared_defaults(notebook: Path) -> dict[str, object]:
-    """The names and default values of a notebook's parameters cell.
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: `name: type = default  # meaning`."""
+
+    name: str
+    type: str
+    default: object
+    meaning: str
+
+
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """The declared parameters of a notebook by name, from its own cell.
+
+    The cell is Python and is read as such: papermill's inspector goes line by line with a pattern,
+    and passes over a line whose comment holds a second `=`.
 
     Raises:
-        RecordError: a default is not a plain literal.
+        RecordError: the notebook cannot be read, or a parameter is no typed literal.
     """
-    import ast
-
-    from papermill import inspect_notebook
-
     try:
-        return {
-            name: ast.literal_eval(facts["default"])
-            for name, facts in inspect_notebook(str(notebook)).items()
-        }
-    except (ValueError, SyntaxError) as error:
-        raise RecordError(
-            f"{notebook} has a parameter whose default is no literal: {error}"
-        ) from None
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        tagged = [one for one in cells if "parameters" in one["metadata"].get("tags", ())]
+        source = "".join(tagged[0]["source"]) if tagged else ""
+        body = ast.parse(source).body
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SyntaxError) as error:
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise RecordError(f"{notebook} cannot be read as a notebook: {text}") from None
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    said = {one.start[0]: one.string[1:].strip() for one in tokens if one.type == tokenize.COMMENT}
+    declared = {}
+    for line in body:
+        if not isinstance(line, ast.Assign | ast.AnnAssign) or line.value is None:
+            continue
+        annotated = isinstance(line, ast.AnnAssign)
+        targets = [line.target] if annotated else line.targets
+        if len(targets) > 1 or not isinstance(targets[0], ast.Name):
+            continue
+        name = targets[0].id
+        kind = ast.unparse(line.annotation).strip("'") if annotated else None
+        try:
+            value = ast.literal_eval(line.value)
+        except (ValueError, TypeError):
+            value = None
+        if type(value) is not PARAMETER_TYPES.get(kind):
+            raise RecordError(
+                f"{notebook.stem} has the parameter '{name}: {kind} = "
+                f"{ast.unparse(line.value)}', which is no {', '.join(PARAMETER_TYPES)} with a "
+                "literal of that type: declare it so."
+            )
+        meaning = (said.get(number) for number in range(line.lineno, line.end_lineno + 1))
+        declared[name] = Parameter(name, kind, value, " ".join(filter(None, meaning)))
+    return declared
 
 
 def promote(folder: Path, place) -> Path:
@@ -505,7 +545,11 @@ def describe_sources() -> dict:
 def _git(root: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *words], check=False, capture_output=True, text=True
+            ["git", "-C", str(root), *words],
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except OSError:  # no git on this machine
         return None

@@ -192,7 +192,8 @@ def peak_memory_by_size(
         env={**os.environ, **GIVE_BACK},
         input=json.dumps(orders),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     found = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode or len(found) != len(wanted):
@@ -270,7 +271,7 @@ def _statistic(folder: str, name: str) -> int:
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         return file.read()
 
 

@@ -15,7 +15,6 @@ from posmat.records import (
     LOCAL,
     QUICK,
     RecordError,
-    describe_sources,
     is_read_by,
 )
 from posmat.report.drawing import (
@@ -36,6 +35,7 @@ from posmat.report.drawing import (
     read_provenance,
     words_of_all,
 )
+from posmat.report.freshness import hash_of_all_rows, sources_key, why_changed
 from posmat.report.gallery import links_of, pages_of, render_pages, with_findings
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "10_summary"  # the notebook whose rows are made of all rows
 _REPORTS = ("html", "ipynb", "table.csv")  # what a run leaves in reports/
-# Modules whose change cannot change what was measured.
-_NOT_MEASURING = {"__init__", "figures", "records", "summary", "host"}
 
 
 def check_project(root: Path, published: bool = False) -> tuple[list[str], list[str], list[str]]:
@@ -190,7 +188,6 @@ def _check_summary(
     import pandas as pd
 
     from posmat.history import THEN, rankings, read_seed, then_and_now
-    from posmat.report.freshness import hash_of_all_rows
 
     name = library.say(result.rows)
     try:
@@ -341,7 +338,11 @@ def _git(root: Path, *words: str) -> str | None:
     """What git says, or None where it fails or is not there."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *words], check=True, capture_output=True, text=True
+            ["git", "-C", str(root), *words],
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -349,28 +350,19 @@ def _git(root: Path, *words: str) -> str | None:
 
 
 def _older_sources(results: list[Result], root: Path) -> list[str]:
-    """One line for each machine and device whose rows other sources made than those here."""
-    now = describe_sources()
-    found: dict[str, dict[str, list[str]]] = {}
+    """One line for each machine and device whose rows other sources made than those here.
+
+    Whether that is so is asked as `posmat report` asks, but for host, device and PyTorch's version.
+    """
+    found: dict[str, list[str]] = {}
     for result in results:
         try:
-            then = read_provenance(result.provenance, root).get("sources", {})
+            known = read_provenance(result.provenance, root).get("key") or {}
         except RecordError:
             continue
-        changed = [
-            name
-            for name, digest in then.get("modules", {}).items()
-            if name not in _NOT_MEASURING and now["modules"].get(name) != digest
-        ]
-        if then.get("notebooks", {}).get(result.notebook) != now.get("notebooks", {}).get(
-            result.notebook
-        ):
-            changed.append("the notebook")
-        if changed:
+        notebook = root / "notebooks" / f"{result.notebook}.ipynb"
+        gone = "the notebook is not there"
+        if why := why_changed(known, sources_key(notebook)) if notebook.exists() else gone:
             place = f"data/{result.machine}/{result.device}"
-            found.setdefault(place, {})[result.stem] = changed
-    return [
-        f"{place}: made by older sources: "
-        + "; ".join(f"{stem} ({', '.join(changed)})" for stem, changed in stems.items())
-        for place, stems in found.items()
-    ]
+            found.setdefault(place, []).append(f"{result.stem} ({why})")
+    return [f"{place}: made by older sources: {'; '.join(ones)}" for place, ones in found.items()]

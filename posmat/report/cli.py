@@ -16,6 +16,9 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a failure, 2 a wrong use."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what is said has signs that not every system has
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     parser = _parser()
     asked = parser.parse_args(words)
     try:
@@ -218,6 +221,7 @@ def _run_on_cluster(asked: argparse.Namespace, plan, root: Path, progress) -> li
         ) from None
 
     with cluster.connected(asked.scheduler) as client:
+        cluster.await_worker(client, progress)
         machines = cluster.machines_of(client, asked.device)
         there = sorted({device for facts in machines.values() for device in facts["devices"]})
         jobs = plan(there if asked.device == "all" else [asked.device])

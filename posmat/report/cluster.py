@@ -19,7 +19,7 @@ from pathlib import Path
 import dask
 from distributed import Client, Future, KilledWorker
 
-from posmat.records import QUICK, SCRATCH, claim_machine, scratch_folder
+from posmat.records import QUICK, SCRATCH, RecordError, claim_machine, scratch_folder
 from posmat.report.freshness import job_key, provenance, require_same, why_stale
 from posmat.report.parameters import UsageError
 from posmat.report.progress import Progress
@@ -27,6 +27,7 @@ from posmat.report.runner import Job, Outcome, keep_results
 from posmat.report.worker import ANY, end_kernels, run_there
 
 ANSWERS_S = 5  # a scheduler that is there answers by then
+JOIN_S = 60  # a first worker, who may be starting just now, has joined by then
 LOOK_S = 2  # between two looks at who is there
 GONE_S = 15  # a device that nobody has offered for so long does not come back
 
@@ -48,6 +49,23 @@ def connected(address: str):
         finally:
             with suppress(Exception):  # the scheduler may have gone
                 client.close(timeout=2)
+
+
+def await_worker(client: Client, progress: Progress) -> None:
+    """Wait for the first worker, where none has joined yet.
+
+    Raises:
+        RecordError: the scheduler ends meanwhile.
+    """
+    if client.scheduler_info()["workers"]:
+        return
+    progress.say(f"posmat: no worker has joined yet; one is awaited for up to {JOIN_S} s.")
+    try:
+        client.wait_for_workers(1, timeout=JOIN_S)
+    except TimeoutError:  # what is not there is told as for any other device
+        return
+    except OSError:
+        raise RecordError("the scheduler has gone.") from None
 
 
 def machines_of(client: Client, device: str) -> dict[str, dict]:

@@ -179,7 +179,7 @@ class Library:
             check_frame(frame, is_blocks=not what)
         except ValueError as error:
             raise RecordError(f"{self.say(path)}: {error}") from None
-        # Rows from elsewhere, which `compare` takes, may have come alone.
+        # No run has made data/seed.csv, so it came alone.
         if not provenance.exists() and path.parent.parent.parent != self.root / "data":
             return
         facts = read_provenance(provenance, self.root)
@@ -245,11 +245,10 @@ def groups_of(rows: "pd.DataFrame") -> list[str]:
     return [_PART] * (len(parts) > 1) + vary
 
 
-def summarize_groups(rows: "pd.DataFrame", by: list[str] | None = None) -> "pd.DataFrame":
+def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
     """The table of rows, with one group for each part, size, clock, ... that was timed.
 
-    Each part has its own baseline, so that nothing is divided by what was timed in another. `by`
-    names the groups where `groups_of` these rows alone is not what is wanted.
+    Each part has its own baseline, so that nothing is divided by what was timed in another.
 
     Raises:
         ValueError: the rows cannot be summarized.
@@ -258,7 +257,7 @@ def summarize_groups(rows: "pd.DataFrame", by: list[str] | None = None) -> "pd.D
 
     from posmat.summary import baseline_of, summarize
 
-    by = groups_of(rows) if by is None else by
+    by = groups_of(rows)
     if _PART not in by:
         return summarize(rows, baseline_of(rows), by)
     within = [name for name in by if name != _PART]

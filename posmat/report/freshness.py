@@ -1,14 +1,17 @@
 """Whether a job is up to date: its key is the one in its provenance, and its files are there.
 
-The key holds what the numbers depend on: the notebook's code, the parameters, the modules that
-compute and time, the host, the device and PyTorch's version. Comments, docstrings, prose and charts
-are not in it. A notebook that reads rows depends on all rows instead.
+The key holds what the numbers depend on: the notebook's code, the parameters, the modules that it
+reaches and that compute or time, the host, the device and PyTorch's version. Comments, docstrings,
+prose and charts are not in it. A notebook that reads rows depends on all rows instead. What sources
+make of it, `posmat check` holds against the sources that are there.
 """
 
 import ast
 import hashlib
 import importlib.metadata
 import json
+import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -18,6 +21,7 @@ from posmat.host import host_identity, processor_name
 from posmat.records import ALL_DEVICES, is_read_by, rows_hash
 from posmat.report.parameters import UsageError
 
+PACKAGE = Path(posmat.__file__).parent
 # Modules that show or keep what was measured. What is not named here is arithmetic or timing.
 _VIEWS = {"summary", "history"}
 _NOT_COUNTED = _VIEWS | {"__init__", "environment", "figures", "host", "records"}
@@ -32,22 +36,66 @@ def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
         host: the identity of the host that runs it; this one by default.
         torch: the version of PyTorch there; the one installed here by default.
     """
-    notebook = nbformat.read(job.notebook, as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    reads = notebook.metadata.get("posmat", {}).get("reads")
-    modules = {path.stem: path for path in Path(posmat.__file__).parent.glob("*.py")}
-    counted = _VIEWS if reads == "rows" else modules.keys() - _NOT_COUNTED
-    key = {
-        "notebook": _hash(map(code_of, code)),
+    key = sources_key(job.notebook) | {
         "parameters": dict(sorted(job.parameters.items())),
-        "modules": _hash([name, code_of(modules[name].read_text())] for name in sorted(counted)),
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),
     }
-    if reads == "rows":
+    if _reads_rows(nbformat.read(job.notebook, as_version=4)):
         key["rows"] = hash_of_all_rows(root, job.machine)
     return key
+
+
+def sources_key(notebook: Path) -> dict:
+    """The parts of a key that sources make: the notebook's code, and each module that it reaches.
+
+    A module is reached by a public name, by an import, or as memory's "module.function".
+    """
+    found = nbformat.read(notebook, as_version=4)
+    code = [code_of(cell.source) for cell in found.cells if cell.cell_type == "code"]
+    modules = {path.stem: path for path in PACKAGE.glob("*.py")}
+    counted = _VIEWS if _reads_rows(found) else modules.keys() - _NOT_COUNTED
+    reached, waiting = {}, ["\n".join(code)]
+    if _reads_rows(found):
+        waiting = [f"import posmat.{name}" for name in _VIEWS]
+    while waiting:
+        for name in (_named_in(waiting.pop()) & counted) - reached.keys():
+            source = code_of(modules[name].read_text(encoding="utf-8"))
+            reached[name] = _hash([source])
+            waiting.append(source)
+    return {"notebook": _hash(code), "modules": dict(sorted(reached.items()))}
+
+
+def _reads_rows(notebook: nbformat.NotebookNode) -> bool:
+    return notebook.metadata.get("posmat", {}).get("reads") == "rows"
+
+
+def _named_in(code: str) -> set[str]:
+    """What code, or code in its texts, names of posmat: modules, among other words."""
+    public = re.findall(r"\b(?:pm|posmat)\.(\w+)", code)
+    for names in re.findall(r"\bfrom posmat import (.+)", code):
+        public += re.findall(r"\w+", names)
+    modules = {posmat.MODULE_OF.get(name, name) for name in public}
+    return modules | set(re.findall(r"\b(\w+)(?=\.\w)", code))
+
+
+def why_changed(known: dict, key: dict) -> str:
+    """What of a key is another than the one that is known; '' when all is the same."""
+    changed = []
+    for part, now in key.items():
+        then = known.get(part)
+        if part == "modules" and isinstance(then, dict):
+            changed += sorted(name for name in now | then if now.get(name) != then.get(name))
+        elif then != now:
+            what = {
+                "notebook": "the notebook's code",
+                "modules": "the code that computes and times",
+            }
+            changed.append(what.get(part, part))
+    if not known:
+        return "no key"
+    return ", ".join(changed) + " changed" if changed else ""
 
 
 def why_stale(job, root: Path, key: dict) -> str:
@@ -55,13 +103,8 @@ def why_stale(job, root: Path, key: dict) -> str:
     facts = provenance(job, root)
     if not facts:
         return "no rows yet"
-    known = facts.get("key") or {}
-    changed = [part for part, value in key.items() if known.get(part) != value]
-    if changed:
-        what = {"notebook": "the notebook's code", "modules": "the code that computes and times"}
-        return (
-            ", ".join(what.get(part, part) for part in changed) + " changed" if known else "no key"
-        )
+    if why := why_changed(facts.get("key") or {}, key):
+        return why
     if facts.get("runs", 1) < job.runs:
         return f"{facts.get('runs', 1)} of {job.runs} runs"
     data, reports = (root / kind / job.machine / job.device for kind in ("data", "reports"))
@@ -85,9 +128,8 @@ def provenance(job, root: Path) -> dict:
 
 def describe_installation() -> dict:
     """What must be the same where jobs are sent from and where they run, and whose host this is."""
-    package = Path(posmat.__file__).parent
-    sources = sorted([*package.glob("*.py"), *package.glob("report/*.py")])
-    code = _hash([path.name, code_of(path.read_text())] for path in sources)
+    sources = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("report/*.py")])
+    code = _hash([path.name, code_of(path.read_text(encoding="utf-8"))] for path in sources)
     return {
         "posmat": f"{importlib.metadata.version('posmat')} (code {code[:8]})",
         "torch": importlib.metadata.version("torch"),
@@ -112,6 +154,7 @@ def require_same(found: dict, machine: str) -> None:
             )
 
 
+@cache
 def code_of(source: str) -> str:
     """A source without comments, docstrings and its own layout; as it is where it is no Python."""
     try:

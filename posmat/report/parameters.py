@@ -1,27 +1,17 @@
 """A notebook's parameters, read from its own cell and checked before a kernel starts."""
 
-import ast
 import difflib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+from posmat import records
+from posmat.records import PARAMETER_TYPES, Parameter, RecordError
+
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class UsageError(Exception):
     """What the user asked for cannot be done; the message says what was found and what to do."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a parameters cell: `name: type = default  # meaning`."""
-
-    name: str
-    type: str
-    default: object
-    meaning: str
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
@@ -30,27 +20,10 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     Raises:
         UsageError: the notebook cannot be read, or a parameter is no typed literal.
     """
-    from papermill import inspect_notebook  # takes a second to load, and few verbs need it
-
     try:
-        found = inspect_notebook(str(notebook))
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:  # no notebook
-        text = str(error).partition("\n")[0]
-        raise UsageError(f"{notebook} cannot be read as a notebook: {text}") from None
-    declared = {}
-    for name, facts in found.items():
-        kind, default = facts["inferred_type_name"], facts["default"]
-        try:
-            value = ast.literal_eval(default)
-        except (ValueError, SyntaxError):
-            value = None
-        if kind not in _TYPES or type(value) is not _TYPES[kind]:
-            raise UsageError(
-                f"{notebook.stem} has the parameter '{name}: {kind} = {default}', which is no "
-                f"{', '.join(_TYPES)} with a literal of that type: declare it so."
-            )
-        declared[name] = Parameter(name, kind, value, facts["help"])
-    return declared
+        return records.read_parameters(notebook)
+    except RecordError as error:
+        raise UsageError(str(error)) from None
 
 
 def split_values(name: str, text: str, declared: dict[str, Parameter]) -> list[str]:
@@ -76,12 +49,12 @@ def convert(name: str, value: object, declared: dict[str, Parameter], notebook: 
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(declared) or 'none'}."
         raise UsageError(f"{notebook} has no parameter {name!r}: {hint}")
     kind = declared[name].type
-    if type(value) is _TYPES[kind]:
+    if type(value) is PARAMETER_TYPES[kind]:
         return value
     try:
         if not isinstance(value, str):  # of numpy, say: papermill would make a text of it
             raise ValueError
-        return _BOOLS[value.lower()] if kind == "bool" else _TYPES[kind](value)
+        return _BOOLS[value.lower()] if kind == "bool" else PARAMETER_TYPES[kind](value)
     except (KeyError, ValueError):
         raise UsageError(
             f"{notebook} wants {name}: {kind} (default {declared[name].default!r}), "

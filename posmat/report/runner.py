@@ -185,7 +185,11 @@ def require_cuda() -> None:
     """
     probe = "import posmat; posmat.require_device('cuda')"
     done = subprocess.run(
-        [sys.executable, "-c", probe], check=False, capture_output=True, text=True
+        [sys.executable, "-c", probe],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode:
         raise UsageError(done.stderr.strip().splitlines()[-1].removeprefix("ValueError: "))

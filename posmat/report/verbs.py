@@ -1,4 +1,4 @@
-"""The verbs that read what is there: draw, check, compare, cite. None of them starts a kernel."""
+"""The verbs that read what is there: draw, check, cite. None of them starts a kernel."""
 
 import os
 import sys
@@ -34,16 +34,6 @@ def add_verbs(verbs, root) -> None:
         "--published", action="store_true", help="leave out your own runs (local, quick)"
     )
     check.set_defaults(run=lambda asked: _check(root(), asked.strict, asked.published))
-
-    compare = verbs.add_parser(
-        "compare",
-        help="two machines or two runs side by side",
-        description="The ratio of each method's times with its interval, and whether it is more "
-        "than the noise.",
-    )
-    compare.add_argument("a", metavar="A", help="a machine (NAME or NAME/DEVICE) or rows (.csv)")
-    compare.add_argument("b", metavar="B", help="the other one")
-    compare.set_defaults(run=lambda asked: _compare(root(), asked.a, asked.b))
 
     cite = verbs.add_parser(
         "cite",
@@ -132,13 +122,6 @@ def _check(root: Path, strict: bool, published: bool) -> int:
     if not problems:
         print("Figures, tables, pages and provenance belong to the rows beside them.")
     return _tell(problems) or int(strict and bool(older))
-
-
-def _compare(root: Path, a: str, b: str) -> int:
-    from posmat.report.compare import compare_sides
-
-    print(compare_sides(root, a, b))
-    return 0
 
 
 def _cite(root: Path, figure: str | None) -> int:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
+from threading import Thread
 
 import psutil
 
@@ -31,8 +32,12 @@ QUIET = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "60s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__GIL__ENABLED": "False",
 }
+PARENT = "POSMAT_WORKER"  # tells a worker the process that started it
+LOOK_S = 2  # between two looks at what a worker lives for
+END_S = 5  # in which a worker ends by itself where that has gone
 # No nanny: it sets OMP_NUM_THREADS=1 and malloc's trimming, which would change what is measured.
 _WORDS = ("--no-nanny", "--nthreads=1", "--memory-limit=0", "--no-dashboard", "--death-timeout=60")
+_WORDS += ("--preload=posmat.report.worker",)
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
@@ -64,8 +69,28 @@ def _start(address: str, machine: str, device: str) -> subprocess.Popen:
     own += ["--host=127.0.0.1"] * local
     return subprocess.Popen(
         [sys.executable, "-m", "dask", "worker", address, *_WORDS, *own],
-        env={**QUIET, **os.environ},
+        env={**QUIET, **os.environ, PARENT: str(os.getpid())},
     )
+
+
+def dask_setup(worker) -> None:
+    """What dask calls in a worker that preloads this module."""
+    Thread(target=_end_in_time, args=(worker,), daemon=True).start()
+
+
+def _end_in_time(worker) -> None:
+    """End this process soon after `posmat worker`, or the worker itself, has ended.
+
+    `posmat worker` may be killed; and a worker that is told to stop by its scheduler and by a
+    signal at once never comes to its end.
+    """
+    parent = int(os.environ[PARENT])
+    while worker.status.name in ("init", "starting", "running", "paused"):
+        if os.getppid() != parent or not psutil.pid_exists(parent):  # Windows gives no other parent
+            break
+        time.sleep(LOOK_S)
+    time.sleep(END_S)
+    os._exit(1)
 
 
 def run_there(job: Job, text: bytes, run: str, number: int) -> tuple[Outcome, dict, dict]:

@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from posmat.host import describe_host
 from posmat.records import describe_sources, rows_hash
+from posmat.report.freshness import sources_key
 from posmat.report.page import write_page
 from posmat.summary import AGAIN, FLOOR
 
@@ -46,14 +47,13 @@ def make_rows(times: dict[str, float], machine: str, device: str, processor: str
     return pd.DataFrame(lines).convert_dtypes()
 
 
-def two_parts(machine: str = "alpha", slower: float = 1.0) -> pd.DataFrame:
+def two_parts() -> pd.DataFrame:
     """Rows of two measurements of one run, as notebook 06 leaves them, each with its baseline."""
     parts = {
         "forms": {"float32 layer": 4e-3, "element-wise, in blocks": 6e-2},
         "whole": {"element-wise, in blocks": 6e-2, "sign-magnitude, whole": 0.9},
     }
-    where = machine, "cpu", "A Processor"
-    rows = [make_rows(times, *where, part=name, slower=slower) for name, times in parts.items()]
+    rows = [make_rows(times, *MACHINES[0], part=name) for name, times in parts.items()]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -74,6 +74,7 @@ def keep(root: Path, stem: str, rows: pd.DataFrame, **frames: pd.DataFrame) -> P
     facts |= {"runs": int(rows["run"].nunique()), "rows": len(rows), "rows_sha256": rows_hash(path)}
     facts |= {"started": "2026-11-01T10:00:00+00:00", "host": host, "sources": describe_sources()}
     facts |= {"device": {"torch": "2.13.0", "python": "3.11.7"}, "frames_sha256": digests}
+    facts["key"] = sources_key(ROOT / "notebooks" / f"{facts['notebook']}.ipynb")
     (folder / f"{stem}.json").write_text(json.dumps(facts))
     return path
 

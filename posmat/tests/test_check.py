@@ -1,4 +1,4 @@
-"""`posmat check` finds what does not belong together; `posmat compare` says what differs."""
+"""`posmat check` finds what does not belong together."""
 
 import json
 import shutil
@@ -12,8 +12,7 @@ from posmat.history import rankings, read_seed, then_and_now
 from posmat.records import make_folder, read_all_rows, rows_hash
 from posmat.report import cli
 from posmat.report.checking import check_project
-from posmat.report.compare import compare_rows
-from posmat.report.drawing import OWN, find_results, summarize_groups
+from posmat.report.drawing import OWN, find_results
 from posmat.report.freshness import hash_of_all_rows
 from posmat.report.verbs import redraw
 from posmat.tests.sample import (
@@ -24,7 +23,6 @@ from posmat.tests.sample import (
     keep,
     make_project,
     make_rows,
-    two_parts,
 )
 
 NAME = "05_positive_matrix_product"
@@ -213,14 +211,15 @@ def test_what_was_drawn_holds(project, monkeypatch, capsys):
 def test_older_sources_are_information_and_with_strict_a_failure(project, monkeypatch, capsys):
     for path in (project / DATA).glob("*.json"):
         facts = json.loads(path.read_text())
-        facts["sources"]["modules"]["timing"] = "of another time"
+        facts["key"]["modules"]["timing"] = "of another time"
         facts["sources"]["modules"]["figures"] = "whose change changes no row"
+        facts["key"] |= {"host": "another", "torch": "1.0"}
         path.write_text(json.dumps(facts))
     monkeypatch.setattr(cli, "_root", lambda: project)
     assert cli.main(["check"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("posmat: data/alpha/cpu: made by older sources: 01_matvec")
-    assert f"{NAME} (timing)" in first and "belong to the rows" in second
+    assert f"{NAME} (timing changed)" in first and "belong to the rows" in second
     assert cli.main(["check", "--strict"]) == 1
     assert "made by older sources" in capsys.readouterr().err
 
@@ -248,7 +247,7 @@ def summarized(root: Path) -> None:
     then_and_now(rows, seed).to_csv(path, index=False)
     facts = json.loads(path.with_suffix(".json").read_text()) | {"rows_sha256": rows_hash(path)}
     (result,) = (one for one in find_results(root) if one.stem == "10_summary")
-    facts["key"] = {"rows": hash_of_all_rows(root, "alpha")}
+    facts["key"]["rows"] = hash_of_all_rows(root, "alpha")
     path.with_suffix(".json").write_text(json.dumps(facts))
     make_folder(result.table.parent)
     rankings(rows, seed).to_csv(result.table)
@@ -325,144 +324,3 @@ def test_a_commit_that_is_not_in_the_history_is_told(project):
     made_at("1" * 40)
     (project / ".git" / "shallow").write_text(git("rev-parse", "HEAD") + "\n")
     assert not check_project(project)[2]
-
-
-A, B = (make_rows(TIMES_05, *where, seed=place) for place, where in enumerate(MACHINES))
-
-
-def test_a_machine_that_is_slower_as_a_whole_keeps_its_ratios():
-    table = compare_rows(A, make_rows(TIMES_05, *MACHINES[1], slower=2.0, seed=1))
-    assert 1.95 < table.loc["sign-magnitude, whole", "time"] < 2.05
-    assert (table["time_is"] == "slower").all()
-    assert table.loc["float32 layer", "ratio_is"] is None or pd.isna(
-        table.loc["float32 layer", "ratio_is"]
-    )
-    assert (table["ratio_is"].dropna() == "within the noise").all()
-
-
-def test_a_method_that_is_slower_beside_the_others_is_found():
-    faster = make_rows(TIMES_05 | {"sign-magnitude, whole": 0.45}, *MACHINES[1], seed=1)
-    table = compare_rows(A, faster)
-    line = table.loc["sign-magnitude, whole"]
-    assert line["time_is"] == line["ratio_is"] == "faster"
-    assert line["time_low"] < line["time"] < line["time_high"] < 0.6
-    others = table.drop(index="sign-magnitude, whole")
-    assert (others["time_is"] == "within the noise").all()
-
-
-def test_an_interval_that_the_controls_exceed_is_noise():
-    noisy = make_rows(TIMES_05, *MACHINES[1], seed=1)
-    control = noisy["method"] == "float32 layer (again)"
-    noisy.loc[control, "seconds"] *= 1 + noisy.loc[control, "run"].astype(float)
-    slower = make_rows(TIMES_05, *MACHINES[1], slower=1.2, seed=1)
-    assert compare_rows(A, slower).loc["element-wise, in blocks", "time_is"] == "slower"
-    noisy.loc[~control, "seconds"] *= 1.2
-    assert compare_rows(A, noisy).loc["element-wise, in blocks", "time_is"] == "within the noise"
-
-
-def test_one_run_has_a_bootstrap_interval():
-    one, other = (make_rows(TIMES_05, *where, runs=1) for where in MACHINES)
-    line = compare_rows(one, other).loc["sign-magnitude, whole"]
-    assert line["time_low"] < line["time"] < line["time_high"]
-
-
-def test_what_one_side_lacks_is_said():
-    lacking = B.copy()
-    gone = lacking["method"] == "sign-magnitude, whole"
-    lacking.loc[gone, "state"] = "not supported"
-    lacking = lacking[lacking["method"] != "element-wise, in blocks"]
-    table = compare_rows(A, lacking)
-    assert table.loc["sign-magnitude, whole", "time_is"] == "not supported on B"
-    assert table.loc["element-wise, in blocks", "time_is"] == "not there on B"
-
-
-def test_different_problems_are_not_compared():
-    with pytest.raises(ValueError, match="batch_size is 8 and 9"):
-        compare_rows(A, make_rows(TIMES_05, *MACHINES[1], batch_size=9))
-
-
-def test_the_medians_are_those_of_the_tables():
-    # Two quiet runs and a slow one, of which the slow one has the fewest blocks.
-    a = make_rows(TIMES_05, *MACHINES[0])
-    a.loc[a["run"] == 2, "seconds"] *= 3
-    a = a[(a["run"] < 2) | (a["round"] < 3)]
-    line = compare_rows(a, B).loc["sign-magnitude, whole"]
-    table = summarize_groups(a)
-    assert line["a_ms"] == 1e3 * table.loc["sign-magnitude, whole", "median"]
-    assert line["time_low"] < 0.4 < line["time"] < line["time_high"]
-
-
-def test_parts_are_compared_with_their_own_baselines():
-    table = compare_rows(two_parts(), two_parts("beta", slower=2.0))
-    line = table.loc[("whole", "sign-magnitude, whole")]
-    assert 14 < line["ratio_a"] < 16 and 14 < line["ratio_b"] < 16
-    assert pd.isna(table.loc[("whole", "element-wise, in blocks"), "ratio"])
-    assert 14 < table.loc[("forms", "element-wise, in blocks"), "ratio_a"] < 16
-    with pytest.raises(ValueError, match="B has no column 'part'"):
-        compare_rows(two_parts(), B)
-
-
-def test_other_baselines_are_refused():
-    other = make_rows(dict(reversed(TIMES_05.items())), *MACHINES[1])
-    with pytest.raises(ValueError, match="baselines differ: float32 layer and sign-magnitude"):
-        compare_rows(A, other)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot be read as rows"),
-        (b"\x00\xff\xfe\x93PNG,\x00\n\x80", "cannot be read as rows"),
-        (b"method,peak\na,1\n", "the rows have no column 'run'"),
-        (b"run,method,state,round,seconds\n0,a,timed,0,1\n", "the rows have no column 'exact'"),
-        (b"run,meth", "the rows have no column 'method'"),
-    ],
-)
-def test_a_file_from_elsewhere_that_is_no_rows_is_one_sentence(
-    project, tmp_path_factory, monkeypatch, capsys, content, message
-):
-    path = tmp_path_factory.mktemp("elsewhere") / "t.csv"
-    path.write_bytes(content)
-    monkeypatch.setattr(cli, "_root", lambda: project)
-    good = str(project / DATA / f"{NAME}.csv")
-    for sides in ((good, str(path)), (str(path), good), (str(path), str(path))):
-        assert cli.main(["compare", *sides]) == 1
-        said = capsys.readouterr()
-        assert said.err.startswith(f"posmat: {path}") and message in said.err, said.err
-        assert said.err.count("\n") == 1 and not said.out
-
-
-def test_frames_are_not_compared(project, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_root", lambda: project)
-    frame = str(project / DATA / f"{NAME}.memory.csv")
-    assert cli.main(["compare", frame, frame]) == 1
-    said = capsys.readouterr()
-    assert f"posmat: {DATA.as_posix()}/{NAME}.memory.csv: the rows have no column" in said.err
-    assert not said.out
-
-
-def test_machines_and_files_are_compared(tmp_path, monkeypatch, capsys):
-    for one in (A, B):
-        keep(tmp_path, NAME, one)
-    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
-    files = [str(tmp_path / f"data/{where[0]}/{where[1]}/{NAME}.csv") for where in MACHINES]
-    for words in (["alpha", "beta"], ["alpha/cpu", "beta/cuda"], files):
-        assert cli.main(["compare", *words]) == 0
-        said = capsys.readouterr().out
-        assert "sign-magnitude, whole" in said and "within the noise" in said
-    for words, message in (
-        (["alhpa", "beta"], "did you mean alpha"),
-        (["alpha", files[1]], "not one of each"),
-        (["gone.csv", "beta"], "gone.csv is not there"),
-    ):
-        assert cli.main(["compare", *words]) == 2
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-
-
-def test_a_single_block_is_not_judged():
-    """The seed's loop is one block: its bootstrap has no width, and would always be 'slower'."""
-    one, other = (make_rows(TIMES_05, *MACHINES[0], runs=1, slower=by) for by in (1.0, 1.1))
-    table = compare_rows(one[one["round"] == 0], other[other["round"] == 0])
-    judged = {*table["time_is"], *table["ratio_is"].dropna()}
-    assert judged == {"one block, not judged"}

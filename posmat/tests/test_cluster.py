@@ -249,6 +249,21 @@ def test_a_killed_scheduler_leaves_what_is_done_and_the_command_does_the_rest(tm
     assert len(runs(done)) == 1 and len(runs(slow)) == 2
 
 
+def test_whatever_ends_those_who_started_them_no_worker_is_left(tmp_path, other):
+    commands = [other.worker("a"), other.worker("b")]
+    other.wait("a", "b")
+    workers = [psutil.Process(one.pid).children()[0] for one in commands]
+    commands[0].kill()  # the scheduler stays
+    wait_for(lambda: not alive(workers[0].pid))
+    assert alive(workers[1].pid)
+    workers[1].suspend()
+    for process in (commands[1], other.started[0]):
+        process.terminate()
+        process.wait(WAIT_S)
+    workers[1].resume()  # and is told by a signal and by its scheduler at once
+    wait_for(lambda: not alive(workers[1].pid))
+
+
 def test_another_torch_or_another_posmat_is_refused_with_both_named(tmp_path, other):
     notes = make(tmp_path, "01_good")
     older = tmp_path / "older" / "torch-2.9.0.dist-info"
@@ -282,6 +297,24 @@ def test_no_scheduler_is_a_wrong_use(tmp_path, monkeypatch, capsys):
         (["--every-machine"], "--every-machine needs --scheduler"),
     ):
         assert cli.main(["report", *words]) == 2 and message in capsys.readouterr().err
+
+
+def test_a_first_worker_is_awaited_and_not_for_ever(tmp_path, other, monkeypatch, capsys):
+    from posmat.report import cluster
+
+    notes = make(tmp_path, "01_good")
+    process = tiny.start(tmp_path, "--scheduler", other.address)
+    line = process.stderr.readline()
+    assert line == "posmat: no worker has joined yet; one is awaited for up to 60 s.\n"
+    worker = other.worker("a")
+    out, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0 and "1 done" in out and len(runs(notes)) == 1, err
+    end(worker)
+    other.wait()
+    monkeypatch.setattr(cluster, "JOIN_S", 0.5)
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+    assert cli.main(["report", "--scheduler", other.address]) == 2
+    assert "posmat: no machine offers all; none has joined: start" in capsys.readouterr().err
 
 
 def test_without_a_scheduler_nothing_of_dask_is_imported():

@@ -67,6 +67,21 @@ def test_no_text_names_a_registry_or_a_home():
         assert not [word for word in words if word in text], path
 
 
+def test_every_text_is_read_and_written_in_an_encoding_that_is_named():
+    unnamed = []
+    for path in (path for path in TEXTS if path.endswith(".py") and "/tests/" not in path):
+        for call in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or ast.unparse(call.func) == "os.open":
+                continue
+            words = {word.arg for word in call.keywords}
+            name = ast.unparse(call.func).rpartition(".")[2]
+            of_files = name in ("read_text", "write_text", "open")
+            binary = {"'rb'", "'wb'"} & set(map(ast.unparse, call.args))
+            if ((of_files and not binary) or "text" in words) and "encoding" not in words:
+                unnamed.append(f"{path}:{call.lineno}")
+    assert not unnamed
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.parametrize(
     ("old", "message"),

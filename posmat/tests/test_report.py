@@ -21,7 +21,8 @@ from posmat.report.runner import (
     plan,
     without_absent_cuda,
 )
-from posmat.tests.tiny import LIGHT, make_notebook
+from posmat.tests.sample import make_project
+from posmat.tests.tiny import KEEP, LIGHT, make_notebook, report
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -84,6 +85,37 @@ def test_parameters_are_listed(capsys):
     assert lines[0] == "05_positive_matrix_product" and lines[1].split()[0] == "name"
     (line,) = [line for line in lines if line.split()[0] == "batch_size"]
     assert line.split()[:3] == ["batch_size", "int", "256"] and line.endswith("M, rows of X")
+
+
+def test_a_comment_may_hold_what_else_is_in_a_line(tmp_path, capsys, monkeypatch):
+    lines = [
+        "rounds: int = 30  # N = 30 is the default",
+        "mode: str = 'a # b = c'  # is 'x # y' = \"z\"",
+        "seconds: 'float' = (",
+        "    -1.5  # below 0",
+        ")",
+        "size = rounds = 1  # no declaration",
+        "del size",
+        "later: int",
+    ]
+    notebook = make_notebook(tmp_path, "90_equals", KEEP, parameters="\n".join(lines))
+    declared = read_parameters(notebook)
+    assert [*declared] == ["rounds", "mode", "seconds"]
+    assert [one.default for one in declared.values()] == [30, "a # b = c", -1.5]
+    meanings = ["N = 30 is the default", "is 'x # y' = \"z\"", "below 0"]
+    assert [one.meaning for one in declared.values()] == meanings
+    monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
+    assert cli.main(["report", "90", "--parameters"]) == 0
+    assert "rounds   int    30           N = 30 is the default\n" in capsys.readouterr().out
+
+
+def test_a_parameter_with_a_second_equals_sign_is_really_given(tmp_path):
+    parameters = "size: int = 30  # N = 30 is the default\nvalue: int = 1  # of every row"
+    make_notebook(tmp_path, "90_equals", KEEP, parameters=parameters)
+    code, _, err = report(tmp_path, "-p", "size=3")
+    assert code == 0, err
+    rows = tmp_path / "data" / "local" / "all" / "90_equals-size=3.csv"
+    assert rows.read_text().splitlines() == ["round,seconds", "0,1", "1,1", "2,1"]
 
 
 class Stream(io.StringIO):
@@ -240,3 +272,36 @@ def test_a_reader_who_has_gone_is_no_traceback():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
         driver.stdout.close()
         assert driver.stderr.read() == b"" and driver.wait() == 1
+
+
+def test_every_text_is_utf_8_whatever_the_system_says(tmp_path):
+    """The driver and a kernel where texts are ASCII by default, as they are not UTF-8 on Windows.
+
+    An encoding that posmat does not name is an error in both.
+    """
+    make_project(tmp_path, machines=())
+    (tmp_path / "README.md").write_text("# A project – of −128\n", encoding="utf-8")
+    filters = "import warnings\nwarnings.simplefilter('ignore', EncodingWarning)\n"
+    filters += "warnings.filterwarnings('error', category=EncodingWarning, module='posmat')\n"
+    (tmp_path / "sitecustomize.py").write_text(filters, encoding="utf-8")
+    code = f"""{LIGHT}
+import pathlib
+from posmat.report import cli
+
+cli.project_root = lambda: pathlib.Path(sys.argv[1])
+for words in ("report 04 --quick --device cpu", "check", "cite magnitude"):
+    assert cli.main(words.split()) == 0, words
+"""
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    own = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": paths, "POSMAT_LOCKS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-X", "warn_default_encoding", "-c", code, str(tmp_path)],
+        env={**os.environ, **own, "PYTHONWARNDEFAULTENCODING": "1"},
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "1 done, 0 failed" in done.stdout and "tables, pages and provenance belong" in done.stdout
+    )

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import random
+import shutil
 import time
+from pathlib import Path
 
 import nbformat
 import psutil
 
 from posmat.records import LOCAL
-from posmat.report.freshness import code_of, job_key, why_stale
-from posmat.report.runner import plan
+from posmat.report import cli, freshness
+from posmat.report.checking import check_project
+from posmat.report.freshness import code_of, job_key, sources_key, why_stale
+from posmat.report.runner import find_notebooks, plan
 from posmat.tests.tiny import KEEP, make_notebook, report, start
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def stale(notebook, runs=1, **given) -> str:
@@ -57,6 +63,52 @@ def test_only_what_is_not_up_to_date_is_run(tmp_path):
     assert stale(second) == "02_second.ipynb is not there"
     (data / "02_second.json").write_text("{")
     assert stale(second) == "no rows yet"
+
+
+def test_an_edit_makes_stale_what_reaches_it(tmp_path, monkeypatch):
+    package = tmp_path / "posmat"
+    package.mkdir()
+    for source in freshness.PACKAGE.glob("*.py"):
+        shutil.copy(source, package)
+    layer = make_notebook(tmp_path, "01_layer", "import posmat as pm", "pm.exact_product", KEEP)
+    text = "import posmat as pm\npm.inexact_product"
+    inexact = make_notebook(tmp_path, "02_inexact", "import sys", f"{text!r}", KEEP)
+    forms = make_notebook(tmp_path, "03_forms", '{"a form": "inexact.inexact_product"}', KEEP)
+    assert report(tmp_path)[0] == 0
+    monkeypatch.setattr(freshness, "PACKAGE", package)
+    monkeypatch.setattr(cli, "_root", lambda: tmp_path)
+
+    def told() -> list[str]:
+        why = [stale(notebook) for notebook in (layer, inexact, forms)]
+        stems = zip(("01_layer", "02_inexact", "03_forms"), why, strict=True)
+        said = "; ".join(f"{stem} ({one})" for stem, one in stems if one)
+        older = check_project(tmp_path)[1]
+        assert older == [f"data/local/all: made by older sources: {said}"] * bool(said)
+        return why
+
+    def edit(name: str, old: str, new: str) -> None:
+        source = (package / name).read_text(encoding="utf-8")
+        assert old in source
+        (package / name).write_text(source.replace(old, new, 1), encoding="utf-8")
+
+    assert told() == ["", "", ""]
+    edit("inexact.py", '"""', '"""Mended. ')
+    edit("figures.py", "import ", "import this, ")
+    assert told() == ["", "", ""]
+    edit("multipliers.py", "def ", "A = 1\n\n\ndef ")
+    assert told() == ["", "multipliers changed", "multipliers changed"]
+    edit("problem.py", "def ", "A = 1\n\n\ndef ")
+    assert told() == ["problem changed", *["multipliers, problem changed"] * 2]
+
+
+def test_every_notebook_reaches_what_it_uses_and_no_more():
+    notebooks = find_notebooks(ROOT / "notebooks", [])
+    reached = {path.stem[:2]: set(sources_key(path)["modules"]) for path in notebooks}
+    assert reached.pop("10") == {"summary", "history"}
+    assert all({"timing", "problem"} <= modules for modules in reached.values())
+    inexact = {"inexact", "multipliers", "factorization"}
+    assert [name for name in reached if reached[name] & inexact] == ["08", "09"]
+    assert {name for name in reached if "memory" in reached[name]} == {"02", "05", "06", "07"}
 
 
 def test_docstrings_and_comments_are_no_code():
