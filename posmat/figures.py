@@ -21,18 +21,10 @@ from posmat.charts.findings import (
     finding_signs,
 )
 from posmat.charts.machines import (
-    caption_machines,
     caption_speedup,
-    caption_sweep,
-    finding_machines,
     finding_speedup,
-    finding_sweep,
-    machines_side_by_side,
     speedup,
-    sweep,
-    words_of_machines,
     words_of_speedup,
-    words_of_sweep,
 )
 from posmat.charts.multipliers import (
     caption_cost_against_rank,
@@ -94,23 +86,13 @@ class FigureSpec:
 
     The id stands in file names and papers and never changes.
 
-    `reads` names the files that the figure is drawn from, one pattern for each frame that `draw`,
-    `caption`, `finding` and `alt` are given, in that order:
+    It is drawn for each run and variant of its notebook, from files of that run alone. `reads`
+    names them, one for each frame that `draw`, `caption`, `finding` and `alt` are given, in that
+    order:
 
-        ("{stem}.csv",)                         the rows of one run; the default
+        ("{stem}.csv",)                         the rows of the run; the default
         ("{stem}.memory.csv",)                  its frame `memory` in their place
         ("{stem}.csv", "{stem}.roofs.csv")      both: draw(rows, roofs, title)
-        ("0[1-6]_*.csv", "/seed.csv")           rows of several notebooks, and data/seed.csv
-        ("/*/*/06_gemm_formulations.csv",)      the rows of every machine
-
-    A pattern is looked for in data/<machine>/<device>/, or below data/ where it begins with '/'.
-    What a pattern with a '*' finds is put one below the other into one frame; its columns
-    `machine`, `device` and `notebook` tell what came from where.
-
-    With `{stem}` the figure is drawn for each run and variant of its notebook; without, once for
-    each machine and device; and where every pattern begins with '/', once for all the published
-    machines (`<id>-published-all`), and once more with the user's own runs beside them
-    (`<id>-local-all`).
     """
 
     id: str
@@ -119,7 +101,6 @@ class FigureSpec:
     draw: Callable[..., Chart]  # (*frames, title) -> figure
     caption: Callable[..., str]  # (*frames) -> what was asked, where measured, what the marks are
     reads: tuple[str, ...] = (ROWS,)
-    at_least: int = 1  # files that each pattern must find, or there is nothing to draw
     finding: Callable[..., str] | None = None  # (*frames) -> what the figure shows, in a sentence
     alt: Callable[..., str] | None = None  # (*frames) -> it in words, for who cannot see it
 
@@ -166,12 +147,9 @@ def save_figure(
 ) -> None:
     """Write a figure of one run beside the files of that run, where a notebook keeps it.
 
-    `digest` is that of the rows. A figure that reads other files of the run takes their digest
-    from `folder`, and one that reads other runs is left to `posmat draw`, which alone sees them.
+    `digest` is that of the rows; a figure that reads other files takes theirs from `folder`.
     """
     spec = find_figure(figure_id)
-    if not all("{stem}" in pattern for pattern in spec.reads):
-        return
     if spec.reads != (ROWS,):
         stem = _stem_of(folder)
         digest = rows_digest(folder / pattern.format(stem=stem) for pattern in spec.reads)
@@ -402,27 +380,5 @@ FIGURES: list[FigureSpec] = [
         _of_formulations(caption_speedup),
         finding=_of_formulations(finding_speedup),
         alt=_of_formulations(words_of_speedup),
-    ),
-    FigureSpec(
-        "machines-side-by-side",
-        "05_positive_matrix_product",
-        "Machines side by side",
-        machines_side_by_side,
-        caption_machines,
-        reads=("/*/*/05_positive_matrix_product.csv",),
-        at_least=2,
-        finding=finding_machines,
-        alt=words_of_machines,
-    ),
-    FigureSpec(
-        "positive-matrix-product-sweep",
-        "05_positive_matrix_product",
-        "The positive matrix product, swept",
-        sweep,
-        caption_sweep,
-        reads=("05_positive_matrix_product*.csv",),
-        at_least=2,
-        finding=finding_sweep,
-        alt=words_of_sweep,
     ),
 ]

@@ -68,7 +68,6 @@ def redraw(
     """
     from posmat.report.drawing import (
         OWN,
-        PUBLISHED,
         Library,
         chosen,
         draw_all,
@@ -90,15 +89,15 @@ def redraw(
         drawn, _, bad = draw_all(chosen(drawings, asked), [], library, workers)
         return _count(len(drawn), "figure"), list(dict.fromkeys(bad))
     own = machine in OWN
-    wanted = {machine, None if own else PUBLISHED} if machine else {one.machine for one in drawings}
+    wanted = [one for one in drawings if machine in (None, one.machine)]
     drawn, tables, bad = draw_all(
-        [one for one in drawings if one.machine in wanted],
+        wanted,
         [one for one in results if machine in (None, one.machine)],
         library,
         workers,
     )
     problems += bad
-    said, bad = words_of_all([one for one in drawings if one.machine not in wanted], library)
+    said, bad = words_of_all([one for one in drawings if one not in wanted], library)
     problems += bad
     shown = {one: (drawn | said)[one] for one in drawings if one in drawn or one in said}
     pages = write_pages(root, shown, results, library, machine if own else None)
@@ -164,7 +163,7 @@ def _cite(root: Path, figure: str | None) -> int:
     published = [one for one in found if one.machine not in OWN]
     said_of, problems = words_of_all(published or found, library)
     for place, (drawing, words) in enumerate(said_of.items()):
-        measured, processors = measured_on(drawing, results, library)
+        measured, processors = measured_on(drawing, library)
         entry = citation.cite_figure(root, drawing, measured, processors)
         said = citation.tell_figure(drawing, figure_number(drawing.spec.id), words, entry)
         print(("\n" if place else "") + said)

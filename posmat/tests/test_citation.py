@@ -128,7 +128,7 @@ def test_rows_without_a_processor_have_that_of_their_provenance(project, capsys,
         for one in find_drawings(find_results(project))[0]
         if one.name == "matvec-vs-elementwise-alpha-cpu"
     )
-    measured = measured_on(drawing, find_results(project), Library(project))
+    measured = measured_on(drawing, Library(project))
     assert note in cite_figure(project, drawing, *measured)
 
 

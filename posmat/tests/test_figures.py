@@ -1,7 +1,5 @@
 import hashlib
-import math
 import re
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -101,27 +99,10 @@ def test_a_baseline_without_a_time_leaves_the_others_theirs(rows):
 
 
 def test_charts_of_ratios_show_what_was_measured_and_the_noise(rows):
-    rows = rows.assign(part="formulations", machine="m")
-    axes = draw_figure("gemm-speedup", rows).axes[0]
+    axes = draw_figure("gemm-speedup", rows.assign(part="formulations")).axes[0]
     texts = [text.get_text() for text in axes.texts]  # 4 ms over 170 ms; the control's line
     assert texts[::2] == ["by hand", "layer" + AGAIN]
     assert texts[1].startswith("0.0235× (") and texts[3] == "1.000× (1.000 to 1.000)"
-    other = rows.assign(machine="other", seconds=rows["seconds"] * 2)
-    both = pd.concat([rows, other], ignore_index=True)
-    axes = draw_figure("machines-side-by-side", both).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["m, cpu", "other, cpu"]
-    marks = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
-    # The ratio, not the time, which doubled; and each machine's noise.
-    assert marks == pytest.approx([42.5, 1, 42.5, 1])
-    assert "noise floor: m, cpu 1.000× (1.000 to 1.000); other" in draw_caption(both)
-    said = find_figure("machines-side-by-side")
-    assert "by hand: m, cpu 42.5×; other, cpu 42.5×." in said.in_words(both)
-    assert "by hand 42.5 times (slower everywhere)" in said.finding(both)
-
-
-def draw_caption(rows: pd.DataFrame, figure_id: str = "machines-side-by-side") -> str:
-    return draw_figure(figure_id, rows).caption
 
 
 def test_a_method_whose_numbers_are_wrong_is_marked_so(rows):
@@ -157,13 +138,9 @@ def test_words_say_what_is_shown_and_counted(rows):
     rows.loc[untimed, ["state", "seconds", "round"]] = ["not supported", pd.NA, pd.NA]
     caption = draw_figure("positive-matrix-product", rows).caption
     assert "(9 rounds in" in caption and "×" not in caption and "layer has no time" in caption
-    for figure_id in ("gemm-speedup", "machines-side-by-side"):
-        figure = draw_figure(figure_id, rows.assign(part="formulations", machine="m"))
-        texts = [text.get_text() for text in figure.axes[0].texts]
-        assert len(texts) == 1 and "layer has no time" in texts[0]
-        assert "layer" in find_figure(figure_id).finding(
-            rows.assign(part="formulations", machine="m")
-        )
+    figure = draw_figure("gemm-speedup", rows.assign(part="formulations"))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert len(texts) == 1 and "layer has no time" in texts[0]
     rows.loc[:, ["state", "seconds", "round"]] = ["not supported", pd.NA, pd.NA]
     assert "nothing was timed" in draw_figure("positive-matrix-product", rows).caption
 
@@ -175,70 +152,8 @@ def test_a_method_that_was_timed_in_some_runs_says_so(rows):
     several = pd.concat(runs, ignore_index=True).assign(part="formulations")
     texts = [t.get_text() for t in draw_figure("linear-vs-manual", several).axes[0].texts]
     assert "177 ms   42.5×, in 2 of 3 runs" in texts
-    assert "9 rounds in each of 3 fresh kernels" in draw_caption(several, "linear-vs-manual")
+    assert "9 rounds in each of 3 fresh kernels" in draw_figure("linear-vs-manual", several).caption
     assert "by hand 0.0235×" in find_figure("gemm-speedup").finding(several)
-
-
-def sizes(rows: pd.DataFrame, stem: str = "", **sizes: int) -> pd.DataFrame:
-    """A run of other sizes, whose times are as many times as long."""
-    times = math.prod(size / rows[name].iloc[0] for name, size in sizes.items())
-    found = rows.assign(**sizes, seconds=rows["seconds"] * times)
-    return found.assign(stem=stem) if stem else found
-
-
-SWEEP = "positive-matrix-product-sweep"
-
-
-def test_a_sweep_has_a_line_per_method_over_what_varies(rows):
-    swept = pd.concat([sizes(rows, batch_size=size) for size in (8, 16, 32)])
-    axes = draw_figure(SWEEP, swept).axes[0]
-    assert axes.get_xlabel() == "batch_size" and len(axes.lines) == 2
-    assert list(axes.lines[0].get_xdata()) == [8, 16, 32]
-    assert list(axes.lines[0].get_ydata()) == pytest.approx([4.16, 8.32, 16.64])
-    whiskers = axes.collections[0].get_segments()[0]
-    assert [y for _, y in whiskers] == pytest.approx([4.08, 4.24])
-    marks = [line.get_marker() for line in axes.lines]
-    assert len(set(marks)) == 2  # told apart in greys
-    assert "batch_size 8 to 32, 4.00 times as much" in find_figure(SWEEP).finding(swept)
-    said = find_figure(SWEEP).in_words(swept)
-    assert "layer against batch_size: 4.16 ms at 8, 8.32 ms at 16, 16.6 ms at 32" in said
-
-
-def test_a_sweep_pools_no_runs_that_differ_in_something_else(rows):
-    runs = [
-        sizes(rows, "05_p-batch_size=4", batch_size=4),
-        sizes(rows, "05_p-batch_size=4-in_features=9", batch_size=4, in_features=9),
-        sizes(rows, "05_p-in_features=6", in_features=6),
-        sizes(rows, "05_p-rounds=3").assign(seconds=1.0),
-        sizes(rows, "05_p"),
-    ]
-    named = pd.concat(runs, ignore_index=True)
-    for several in (named, named.drop(columns="stem")):
-        figure = draw_figure(SWEEP, several)
-        assert [axes.get_xlabel() for axes in figure.axes] == ["batch_size", "in_features"]
-        lines = [axes.lines[0] for axes in figure.axes]
-        assert [list(line.get_xdata()) for line in lines] == [[4, 8], [2, 6]]
-        assert list(lines[0].get_ydata()) == pytest.approx([2.08, 4.16])
-        assert list(lines[1].get_ydata()) == pytest.approx([4.16, 12.48])
-    for none in (pd.concat(runs[3:]), pd.concat(runs[1:2] + runs[4:])):
-        figure = draw_figure(SWEEP, none.reset_index(drop=True))
-        (text,) = (text.get_text() for text in figure.axes[0].texts)
-        assert text.startswith("No two runs") and figure.caption.startswith("No two runs")
-
-
-def test_names_at_the_ends_of_lines_do_not_collide(rows):
-    near = [
-        rows[rows["method"] == "by hand"].assign(method=f"form {i}", seconds=0.17 + i / 1000)
-        for i in range(4)
-    ]
-    both = pd.concat([rows, *near], ignore_index=True)
-    swept = pd.concat([sizes(both, batch_size=size) for size in (8, 16)], ignore_index=True)
-    figure = draw_figure(SWEEP, swept)
-    figure.draw_without_rendering()
-    # Of the text alone: that of an annotation reaches to the point it tells of.
-    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]
-    assert len(boxes) == 6
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def project(tmp_path_factory) -> Path:
     keep(root, "01_matvec_vs_elementwise", make_rows(times, "local", "cpu", "My processor"))
     execute(root / "reports/local/cpu", "01_matvec_vs_elementwise")
     said, problems = redraw(root)
-    assert said.startswith("8 figures") and not problems, (said, problems)
+    assert said.startswith("7 figures") and not problems, (said, problems)
     return root
 
 
@@ -80,11 +80,7 @@ def test_every_link_and_picture_is_there_and_local(project, page):
 def test_every_figure_links_the_notebooks_that_measured_it(project, page):
     cards = (project / page).read_text().split("<article")[1:]
     linked = [re.findall(r'href="([^"]*/\d\d_[^"]*\.html)"', card) for card in cards]
-    assert len(cards) >= 7 and all(linked)
-    several = next(card for card in cards if 'id="machines-side-by-side-published-all"' in card)
-    for machine, device, _ in MACHINES:
-        assert f">executed notebook ({machine}, {device})</a>" in several
-    assert not any("machines-side-by-side-local" in card for card in cards)  # none has own rows
+    assert len(cards) >= 6 and all(linked)
 
 
 @pytest.mark.parametrize("page", ["reports/README.md", "reports/local/README.md"])
