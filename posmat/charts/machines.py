@@ -15,16 +15,14 @@ from posmat.charts.style import (
     Chart,
     chart_of_nothing,
     describe_rows,
-    listed,
     name_of,
     plain_log_ticks,
-    sentence,
     summary_of,
     words_of_kernels,
     words_of_range,
     words_of_wrong,
 )
-from posmat.summary import AGAIN, FLOOR, baseline_of, format_figures, is_control, stands
+from posmat.summary import AGAIN, FLOOR, baseline_of, is_control
 
 
 def speedup(rows: pd.DataFrame, title: str) -> Chart:
@@ -34,7 +32,7 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
     """
     rows = rows[rows["clock"] == "host"]
     baseline = baseline_of(rows)
-    shown = _with_ratio(summary_of(rows), baseline)
+    shown = lines_of_speedup(rows)
     if shown.empty:
         return chart_of_nothing(title, f"{baseline} has no time here: there is no speedup over it.")
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.95 + 0.34 * len(shown)), layout="constrained")
@@ -58,10 +56,11 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def _with_ratio(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def lines_of_speedup(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines whose ratio says something: all but the baseline's own, the control at the end."""
+    table = summary_of(rows)
     has = table[(table["state"] == "timed") & table["ratio"].notna()]
-    has = has.drop(index=[name for name in (baseline, FLOOR) if name in has.index])
+    has = has.drop(index=[baseline_of(rows), FLOOR], errors="ignore")
     last = np.array([str(name).endswith(AGAIN) for name in has.index], dtype=bool)
     return pd.concat([has[~last], has[last]])
 
@@ -69,7 +68,7 @@ def _with_ratio(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def caption_speedup(rows: pd.DataFrame) -> str:
     """What the marks of `speedup` are."""
     baseline = baseline_of(rows)
-    shown = _with_ratio(summary_of(rows), baseline)
+    shown = lines_of_speedup(rows)
     if shown.empty:
         return f"No speedup: {baseline} has no time here. {describe_rows(rows)}."
     runs = int(shown["runs"].max())
@@ -87,44 +86,6 @@ def caption_speedup(rows: pd.DataFrame) -> str:
         f"({words_of_kernels(runs)}).{control}{words_of_wrong(shown)} {describe_rows(rows)}, "
         f"PyTorch {rows['torch'].iloc[0]}."
     )
-
-
-def words_of_speedup(rows: pd.DataFrame) -> str:
-    """What `speedup` shows, in words: each speedup with its interval."""
-    baseline = baseline_of(rows)
-    shown = _with_ratio(summary_of(rows), baseline)
-    if shown.empty:
-        return f"An empty chart: {baseline} has no time here, so there is no speedup over it."
-    said = [
-        f"{name_of(method, line['wrong'])} {words_of_range(line, inverse=True)}"
-        for method, line in shown.iterrows()
-    ]
-    return f"Chart, one line per method, of the speedup over {baseline}: {'; '.join(said)}."
-
-
-def finding_speedup(rows: pd.DataFrame) -> str:
-    """Which methods are told apart from the baseline, by more than the noise."""
-    baseline = baseline_of(rows)
-    table = summary_of(rows)
-    shown = _with_ratio(table, baseline)
-    groups: dict[str, list[str]] = {"faster": [], "slower": [], "neither": []}
-    for method, line in shown.iterrows():
-        if not is_control(method):
-            verdict = "faster" if line["ratio"] < 1 else "slower"
-            groups[verdict if stands(table, method) else "neither"].append(
-                f"{name_of(method, line['wrong'])} {format_figures(1 / line['ratio'])}×"
-            )
-    said = [
-        f"{words} than {baseline} by more than the noise: {listed(groups[words])}"
-        for words in ("faster", "slower")
-        if groups[words]
-    ]
-    if groups["neither"]:
-        said.append(f"not told apart from the noise: {listed(groups['neither'])}")
-    if not said:
-        return f"{baseline} has no time here, so nothing can be said of a speedup over it."
-    text = "; ".join(said)
-    return f"{sentence(text)}."
 
 
 def _mark(axes, x: float, y: float, mark: str, colour: str, wrong: bool, **options) -> None:

@@ -80,10 +80,8 @@ def tell_figure(drawing: Drawing, number: int, words: Words, entry: str) -> str:
     picture = drawing.picture("pdf").relative_to(root).as_posix()
     rows = "\n".join(f"rows     {path.relative_to(root).as_posix()}" for path in drawing.sources)
     missing = "" if drawing.picture("pdf").exists() else " (not drawn yet: run 'posmat draw')"
-    finding = f"finding  {words.finding}\n" if words.finding else ""
     return (
         f"Figure {number}. {drawing.spec.title} ({drawing.name})\n"
-        f"{finding}"
         f"caption  {words.caption}\n"
         f"path     {picture}{missing}\n"
         f"{rows}\n"

@@ -327,21 +327,18 @@ def find_drawings(results: list[Result]) -> tuple[list[Drawing], list[str]]:
 
 @dataclass(frozen=True)
 class Words:
-    """What is said of a picture."""
+    """What is said of a picture: its caption, and itself for who cannot see it."""
 
     caption: str
-    finding: str
     alt: str
 
 
 def words_of(drawing: Drawing, frames: "list[pd.DataFrame]") -> Words:
-    """Caption, finding and alternative text of a picture, their figures from its rows."""
+    """Caption and alternative text of a picture, their figures from its rows."""
     from posmat.charts.style import summaries_kept
 
-    spec = drawing.spec
     with summaries_kept():
-        finding = spec.finding(*frames) if spec.finding else ""
-        return Words(spec.caption(*frames), finding, spec.in_words(*frames))
+        return Words(*drawing.spec.describe(*drawing.spec.shown(*frames)))
 
 
 def words_of_all(
@@ -459,7 +456,6 @@ def _do_share(
 
 def _draw(drawing: Drawing, library: Library) -> Words | str:
     """Draw and write one picture; what is said of it, or why it could not be drawn."""
-    from posmat.charts.style import summaries_kept
     from posmat.figures import draw_figure, write_figure
 
     try:
@@ -467,16 +463,14 @@ def _draw(drawing: Drawing, library: Library) -> Words | str:
     except RecordError as error:
         return str(error)
     try:
-        with summaries_kept():
-            figure = draw_figure(drawing.spec.id, *frames)
-            words = words_of(drawing, frames)
+        figure = draw_figure(drawing.spec.id, *frames)
     # Whatever a figure's function stumbles over in rows that somebody edited, the other figures
     # are still to be drawn.
     except Exception as error:
         return _stumbled(drawing, error)
     folder = make_folder(drawing.picture("svg").parent)
     write_figure(figure, drawing.spec.id, drawing.digest(), folder, drawing.suffix)
-    return words
+    return Words(figure.caption, figure.alt)
 
 
 def _stumbled(drawing: Drawing, error: Exception) -> str:

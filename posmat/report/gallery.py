@@ -35,6 +35,7 @@ _COLUMNS = ("Machine", "Processor or GPU", "Cores", "Memory", "Threads", "Versio
 _BLOCK = re.compile(r"(<!-- posmat:figure (\S+) -->\n)(.*?)(<!-- /posmat:figure -->)", re.DOTALL)
 _LINK = re.compile(r'(?:href|src)="([^"#]+)')  # what begins with '#' is on the page itself
 _LINK_MD = re.compile(r"\]\(([^)#]+)")
+_FOUND = "#What-we-found"  # where a notebook says what its figures show, as Jupyter names it
 _LEAD = (
     "Each method was compared with its reference before it was timed. Times are medians over "
     "blocks of calls; a ratio is paired within rounds, and its range is over fresh kernels where "
@@ -137,20 +138,20 @@ def describe_page(
     }
 
 
-def write_findings(root: Path, drawn: dict[Drawing, Words]) -> list[str]:
-    """Write the generated blocks of the project's README.md anew; what could not be, and why."""
+def write_readme(root: Path, drawn: dict[Drawing, Words]) -> list[str]:
+    """Write the figures in the project's README.md anew; what could not be, and why."""
     path = root / "README.md"
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    new, problems = with_findings(text, drawn)
+    new, problems = with_figures(text, drawn)
     if new != text:
         with replacing(path) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return problems
 
 
-def with_findings(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str]]:
+def with_figures(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str]]:
     """A README whose blocks between `<!-- posmat:figure NAME -->` and its end say what rows say."""
     by_name = {drawing.name: drawing for drawing in drawn}
     problems = []
@@ -163,24 +164,24 @@ def with_findings(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str
                 "its block is left as it was."
             )
             return match[0]
-        return f"{match[1]}{_finding(drawing, drawn[drawing])}{match[4]}"
+        return f"{match[1]}{_block(drawing, drawn[drawing])}{match[4]}"
 
     return _BLOCK.sub(block, text), problems
 
 
-def _finding(drawing: Drawing, words: Words) -> str:
-    """A picture with its finding, as the project's README shows it."""
-    root, folder = drawing.root, drawing.sources[0].parent
+def _block(drawing: Drawing, words: Words) -> str:
+    """A picture with its caption, as the project's README shows it."""
+    root, run = drawing.root, drawing.run
     picture = drawing.picture("png").relative_to(root).as_posix()
-    data = folder.relative_to(root).as_posix()
-    executed = root / "reports" / drawing.machine / drawing.device / f"{drawing.stem}.ipynb"
+    data = run.folder.relative_to(root).as_posix()
+    executed = run.report("ipynb")
     measured = ""
     if executed.exists():
         link = quote(executed.relative_to(root).as_posix())
-        measured = f", and the notebook that measured them is [here]({link})"
+        measured = f", and the notebook that measured them says [what we found]({link}{_FOUND})"
     return (
         f"![{escape_markdown(words.alt)}]({quote(picture)})\n\n"
-        f"{escape_markdown(words.finding or words.caption)} The figure is drawn from the rows in "
+        f"{escape_markdown(words.caption)} The figure is drawn from the rows in "
         f"[{data}]({quote(data)}){measured}.\n"
     )
 
@@ -210,7 +211,10 @@ def _picture(drawing: Drawing, words: Words, folder: Path, library: Library) -> 
         "digest": drawing.digest(),
         "alt": words.alt,
         "caption": words.caption,
-        "finding": words.finding,
+        "found": {
+            kind: _link(path, folder) + _FOUND if (path := run.report(kind)).exists() else ""
+            for kind in ("html", "ipynb")
+        },
         "width": width,
         "height": height,
         "links": links,

@@ -57,7 +57,7 @@ def add_verbs(verbs, root) -> None:
 def redraw(
     root: Path, asked: list[str] | None = None, workers: int = 1, machine: str | None = None
 ) -> tuple[str, list[str]]:
-    """Draw figures, tables, pages and the README's findings; what was drawn, and what was not.
+    """Draw figures, tables, pages and the README's figures; what was drawn, and what was not.
 
     Args:
         root: the project.
@@ -75,7 +75,7 @@ def redraw(
         find_results,
         words_of_all,
     )
-    from posmat.report.gallery import write_findings, write_pages
+    from posmat.report.gallery import write_pages, write_readme
 
     results = find_results(root)
     if not results:
@@ -102,7 +102,7 @@ def redraw(
     shown = {one: (drawn | said)[one] for one in drawings if one in drawn or one in said}
     pages = write_pages(root, shown, results, library, machine if own else None)
     if not own:
-        problems += write_findings(root, shown)
+        problems += write_readme(root, shown)
     counts = (len(drawn), "figure"), (tables, "table"), (len(pages), "page")
     lines = [", ".join(_count(*count) for count in counts) + " drawn. Open:"]
     lines += [f"  {page}" for page in pages if page.suffix == ".html"]
