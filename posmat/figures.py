@@ -12,76 +12,34 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from posmat.charts.findings import (
-    finding_formulations,
-    finding_linear,
-    finding_magnitude,
-    finding_matvec,
-    finding_positive,
-    finding_signs,
-)
-from posmat.charts.machines import (
-    caption_machines,
-    caption_speedup,
-    caption_sweep,
-    finding_machines,
-    finding_speedup,
-    finding_sweep,
-    machines_side_by_side,
-    speedup,
-    sweep,
-    words_of_machines,
-    words_of_speedup,
-    words_of_sweep,
-)
+from posmat.charts.machines import caption_speedup, lines_of_speedup, speedup
 from posmat.charts.multipliers import (
+    RANDOM_TABLE,
     caption_cost_against_rank,
     caption_digits_accuracy,
     caption_error_tables,
     caption_fibonacci_codes,
     caption_fibonacci_rounding,
-    caption_inexact_times,
     caption_output_error,
+    codes_apart,
     cost_against_rank,
     digits_accuracy,
     error_tables,
     fibonacci_codes,
     fibonacci_rounding,
-    finding_cost_against_rank,
-    finding_digits_accuracy,
-    finding_error_tables,
-    finding_fibonacci_codes,
-    finding_fibonacci_rounding,
-    finding_inexact_times,
-    finding_output_error,
-    inexact_times,
+    lines_of_costs,
     output_error,
-    words_of_cost_against_rank,
-    words_of_digits_accuracy,
-    words_of_error_tables,
-    words_of_fibonacci_codes,
-    words_of_fibonacci_rounding,
-    words_of_inexact_times,
-    words_of_output_error,
+    shares_of_signal,
 )
-from posmat.charts.scaling import (
-    caption_of_sizes,
-    finding_roofline,
-    finding_scaling,
-    roofline,
-    scaling,
-    words_of_roofline,
-    words_of_scaling,
-)
-from posmat.charts.style import STYLE, Chart, kept, summaries_kept
+from posmat.charts.scaling import caption_of_sizes, rates_of, roofline, scaling
+from posmat.charts.style import STYLE, Chart, in_words, medians, summaries_kept
 from posmat.charts.times import (
     caption_of_times,
     caption_then_and_now,
-    finding_then_and_now,
+    lines_of_times,
+    rows_then_and_now,
     then_and_now,
     time_per_method,
-    words_of_then_and_now,
-    words_of_times,
 )
 from posmat.records import replacing, rows_hash
 
@@ -94,23 +52,12 @@ class FigureSpec:
 
     The id stands in file names and papers and never changes.
 
-    `reads` names the files that the figure is drawn from, one pattern for each frame that `draw`,
-    `caption`, `finding` and `alt` are given, in that order:
+    It is drawn for each run and variant of its notebook, from files of that run alone. `reads`
+    names them, one for each frame that `draw`, `caption` and `table` are given, in that order:
 
-        ("{stem}.csv",)                         the rows of one run; the default
+        ("{stem}.csv",)                         the rows of the run; the default
         ("{stem}.memory.csv",)                  its frame `memory` in their place
         ("{stem}.csv", "{stem}.roofs.csv")      both: draw(rows, roofs, title)
-        ("0[1-6]_*.csv", "/seed.csv")           rows of several notebooks, and data/seed.csv
-        ("/*/*/06_gemm_formulations.csv",)      the rows of every machine
-
-    A pattern is looked for in data/<machine>/<device>/, or below data/ where it begins with '/'.
-    What a pattern with a '*' finds is put one below the other into one frame; its columns
-    `machine`, `device` and `notebook` tell what came from where.
-
-    With `{stem}` the figure is drawn for each run and variant of its notebook; without, once for
-    each machine and device; and where every pattern begins with '/', once for all the published
-    machines (`<id>-published-all`), and once more with the user's own runs beside them
-    (`<id>-local-all`).
     """
 
     id: str
@@ -119,13 +66,17 @@ class FigureSpec:
     draw: Callable[..., Chart]  # (*frames, title) -> figure
     caption: Callable[..., str]  # (*frames) -> what was asked, where measured, what the marks are
     reads: tuple[str, ...] = (ROWS,)
-    at_least: int = 1  # files that each pattern must find, or there is nothing to draw
-    finding: Callable[..., str] | None = None  # (*frames) -> what the figure shows, in a sentence
-    alt: Callable[..., str] | None = None  # (*frames) -> it in words, for who cannot see it
+    only: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # of each frame, what it shows
+    kind: str = "Times per call, one line per method, medians"  # what it is, in a few words
+    table: Callable[..., pd.DataFrame] = lines_of_times  # (*frames) -> the lines told after `kind`
 
-    def in_words(self, *frames: pd.DataFrame) -> str:
-        """What the figure shows, in words: `alt`, or the caption where a figure has none."""
-        return (self.alt or self.caption)(*frames)
+    def describe(self, *frames: pd.DataFrame) -> tuple[str, str]:
+        """Caption and alternative text of what `shown` gives."""
+        return self.caption(*frames), in_words(self.kind, self.table(*frames))
+
+    def shown(self, *frames: pd.DataFrame) -> list[pd.DataFrame]:
+        """What the figure shows of the frames of its files."""
+        return [self.only(frame) if self.only else frame for frame in frames]
 
 
 def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
@@ -136,8 +87,9 @@ def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
     """
     spec = find_figure(figure_id)
     with matplotlib.rc_context(STYLE), summaries_kept():
-        figure = spec.draw(*frames, spec.title)
-        figure.caption, figure.alt = spec.caption(*frames), spec.in_words(*frames)
+        shown = spec.shown(*frames)
+        figure = spec.draw(*shown, spec.title)
+        figure.caption, figure.alt = spec.describe(*shown)
     return figure
 
 
@@ -166,16 +118,13 @@ def save_figure(
 ) -> None:
     """Write a figure of one run beside the files of that run, where a notebook keeps it.
 
-    `digest` is that of the rows. A figure that reads other files of the run takes their digest
-    from `folder`, and one that reads other runs is left to `posmat draw`, which alone sees them.
+    `digest` is that of the rows; a figure that reads other files takes theirs from `folder`.
     """
     spec = find_figure(figure_id)
-    if not all("{stem}" in pattern for pattern in spec.reads):
-        return
     if spec.reads != (ROWS,):
         stem = _stem_of(folder)
         digest = rows_digest(folder / pattern.format(stem=stem) for pattern in spec.reads)
-    figure.caption = figure.caption or spec.caption(rows)
+    figure.caption = figure.caption or spec.caption(*spec.shown(rows))
     write_figure(figure, figure_id, digest, folder, suffix)
 
 
@@ -216,15 +165,13 @@ def _stem_of(folder: Path) -> str:
 
 
 def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the seed's whole form, which rows of before have as another part."""
-    if "part" not in rows:
-        return rows
-    return kept(rows, "formulations", lambda rows: rows[rows["part"] == "formulations"])
+    """Without the seed's whole form, which is another part."""
+    return rows[rows["part"] == "formulations"] if "part" in rows else rows
 
 
-def _of_formulations(function: Callable[..., str]) -> Callable[..., str]:
-    """A caption, a finding or words of the formulations alone."""
-    return lambda rows: function(_formulations(rows))
+def _with_a_name(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the tables drawn at random, which `cost-against-rank` shows."""
+    return rows[~rows["method"].astype(str).str.startswith(RANDOM_TABLE)]
 
 
 FIGURES: list[FigureSpec] = [
@@ -236,8 +183,6 @@ FIGURES: list[FigureSpec] = [
         caption_of_times(
             "A matrix-vector product beside the element-wise product that is its first half."
         ),
-        finding=finding_matvec,
-        alt=words_of_times,
     ),
     FigureSpec(
         "positive-matrix-product",
@@ -247,8 +192,6 @@ FIGURES: list[FigureSpec] = [
         caption_of_times(
             "The sign-magnitude form of a fully connected layer beside the layer itself."
         ),
-        finding=finding_positive,
-        alt=words_of_times,
     ),
     FigureSpec(
         "linear-vs-manual",
@@ -256,8 +199,6 @@ FIGURES: list[FigureSpec] = [
         "A fully connected layer and the same by hand",
         time_per_method,
         caption_of_times("A fully connected layer beside the same product written by hand."),
-        finding=finding_linear,
-        alt=words_of_times,
     ),
     FigureSpec(
         "sign-matrix",
@@ -265,8 +206,6 @@ FIGURES: list[FigureSpec] = [
         "The matrix of signs",
         time_per_method,
         caption_of_times("The signs of all partial products, from signs and from shifts."),
-        finding=finding_signs,
-        alt=words_of_times,
     ),
     FigureSpec(
         "magnitude",
@@ -274,8 +213,6 @@ FIGURES: list[FigureSpec] = [
         "The magnitude of int8 numbers",
         time_per_method,
         caption_of_times("The magnitude of an input and of the weights, three ways."),
-        finding=finding_magnitude,
-        alt=words_of_times,
     ),
     FigureSpec(
         "then-and-now",
@@ -283,8 +220,8 @@ FIGURES: list[FigureSpec] = [
         "Then and now",
         then_and_now,
         caption_then_and_now,
-        finding=finding_then_and_now,
-        alt=words_of_then_and_now,
+        kind="Times per call in ms, then and now, one line per form of the 2020 notebook",
+        table=medians(["line", "where"], {"milliseconds": "ms"}, rows_then_and_now),
     ),
     FigureSpec(
         "fibonacci-codes",
@@ -293,8 +230,8 @@ FIGURES: list[FigureSpec] = [
         fibonacci_codes,
         caption_fibonacci_codes,
         reads=("{stem}.codes.csv",),
-        finding=finding_fibonacci_codes,
-        alt=words_of_fibonacci_codes,
+        kind="Bits of codes on the number line, and how far away they are; medians with ranges",
+        table=medians(["kind"], {"magnitude": "magnitude", "away": "away"}, codes_apart),
     ),
     FigureSpec(
         "fibonacci-rounding",
@@ -303,17 +240,16 @@ FIGURES: list[FigureSpec] = [
         fibonacci_rounding,
         caption_fibonacci_rounding,
         reads=("{stem}.rounding.csv",),
-        finding=finding_fibonacci_rounding,
-        alt=words_of_fibonacci_rounding,
+        kind="Relative errors, one line per distribution of weights; medians with ranges",
+        table=medians(["codes"], {"relative_error": "error / weights"}),
     ),
     FigureSpec(
         "inexact-multipliers",
         "09_inexact_multipliers",
         "A layer under inexact multipliers",
-        inexact_times,
-        caption_inexact_times,
-        finding=finding_inexact_times,
-        alt=words_of_inexact_times,
+        time_per_method,
+        caption_of_times("A fully connected layer whose multiplications are inexact, bit for bit."),
+        only=_with_a_name,
     ),
     FigureSpec(
         "error-tables",
@@ -322,8 +258,12 @@ FIGURES: list[FigureSpec] = [
         error_tables,
         caption_error_tables,
         reads=("{stem}.errors.csv",),
-        finding=finding_error_tables,
-        alt=words_of_error_tables,
+        kind="Heat maps of product minus true product, one per multiplier; medians with ranges",
+        table=medians(
+            ["multiplier"],
+            {"error": "error"},
+            lambda errors: errors.melt(["multiplier", "weight"], value_name="error"),
+        ),
     ),
     FigureSpec(
         "cost-against-rank",
@@ -331,8 +271,8 @@ FIGURES: list[FigureSpec] = [
         "Cost against rank",
         cost_against_rank,
         caption_cost_against_rank,
-        finding=finding_cost_against_rank,
-        alt=words_of_cost_against_rank,
+        kind="Scatter of time over one GEMM's against the number of GEMMs, medians and ratios",
+        table=lines_of_costs,
     ),
     FigureSpec(
         "output-error",
@@ -341,8 +281,10 @@ FIGURES: list[FigureSpec] = [
         output_error,
         caption_output_error,
         reads=("{stem}.outputs.csv",),
-        finding=finding_output_error,
-        alt=words_of_output_error,
+        kind="Bias and spread of each output in percent of the signal, medians with ranges",
+        table=medians(
+            ["multiplier", "inputs"], {"bias": "bias", "spread": "spread"}, shares_of_signal
+        ),
     ),
     FigureSpec(
         "digits-accuracy",
@@ -351,21 +293,18 @@ FIGURES: list[FigureSpec] = [
         digits_accuracy,
         caption_digits_accuracy,
         reads=("{stem}.digits.csv",),
-        finding=finding_digits_accuracy,
-        alt=words_of_digits_accuracy,
+        kind="Accuracies, one line per multiplier and a dot per seed; medians with ranges",
+        table=medians(["multiplier", "weights"], {"accuracy": "accuracy"}),
     ),
     FigureSpec(
         "gemm-formulations",
         "06_gemm_formulations",
         "The same product as GEMMs",
-        lambda rows, title: time_per_method(_formulations(rows), title),
-        _of_formulations(
-            caption_of_times(
-                "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM."
-            )
+        time_per_method,
+        caption_of_times(
+            "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM."
         ),
-        finding=_of_formulations(finding_formulations),
-        alt=_of_formulations(words_of_times),
+        only=_formulations,
     ),
     FigureSpec(
         "scaling",
@@ -377,8 +316,8 @@ FIGURES: list[FigureSpec] = [
             "marks the size that the three have in common. A rate counts the M·N·K "
             "multiply-accumulates of the product, however many a method does."
         ),
-        finding=finding_scaling,
-        alt=words_of_scaling,
+        kind="Lines of time and rate against M, N and K; medians with ranges, in GMAC/s",
+        table=medians(["method"], {"gmacs": "GMAC/s"}, rates_of),
     ),
     FigureSpec(
         "roofline",
@@ -391,38 +330,18 @@ FIGURES: list[FigureSpec] = [
             "above the solid slope had their operands in a cache. A rate counts the 2·M·N·K "
             "FLOPs of the product, however many a method does."
         ),
-        finding=finding_roofline,
-        alt=words_of_roofline,
+        kind="Scatter of rate over arithmetic intensity under the machine's roofs; medians with "
+        "ranges over all sizes",
+        table=medians(["method"], {"intensity": "FLOP/byte", "gmacs": "GMAC/s"}, rates_of),
     ),
     FigureSpec(
         "gemm-speedup",
         "06_gemm_formulations",
         "Speedup of the GEMM forms",
-        lambda rows, title: speedup(_formulations(rows), title),
-        _of_formulations(caption_speedup),
-        finding=_of_formulations(finding_speedup),
-        alt=_of_formulations(words_of_speedup),
-    ),
-    FigureSpec(
-        "machines-side-by-side",
-        "05_positive_matrix_product",
-        "Machines side by side",
-        machines_side_by_side,
-        caption_machines,
-        reads=("/*/*/05_positive_matrix_product.csv",),
-        at_least=2,
-        finding=finding_machines,
-        alt=words_of_machines,
-    ),
-    FigureSpec(
-        "positive-matrix-product-sweep",
-        "05_positive_matrix_product",
-        "The positive matrix product, swept",
-        sweep,
-        caption_sweep,
-        reads=("05_positive_matrix_product*.csv",),
-        at_least=2,
-        finding=finding_sweep,
-        alt=words_of_sweep,
+        speedup,
+        caption_speedup,
+        only=_formulations,
+        kind="Speedups over the baseline, one line per method; times, and ratios to it",
+        table=lines_of_speedup,
     ),
 ]

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
-from posmat.charts.findings import tell_ratios
 from posmat.charts.style import (
     BLUE,
     COLOURS,
@@ -18,20 +17,15 @@ from posmat.charts.style import (
     Chart,
     as_text,
     chart_of_nothing,
-    counted,
     describe_rows,
-    kept,
     listed,
     name_of,
     plain_log_ticks,
-    sentence,
     summary_of,
     words_of_range,
-    words_of_span,
     words_of_threads,
 )
-from posmat.charts.times import caption_of_times, time_per_method, words_of_times
-from posmat.summary import AGAIN, baseline_of, format_figures
+from posmat.summary import AGAIN, baseline_of
 
 
 def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
@@ -63,38 +57,19 @@ def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
+def codes_apart(codes: pd.DataFrame) -> pd.DataFrame:
+    """Each magnitude with what it is, in words, and how far away its nearest code is."""
+    is_code = codes["is_code"].astype(bool)
+    kinds = {True: f"{is_code.sum()} codes", False: f"{(~is_code).sum()} others"}
+    return codes.assign(kind=is_code.map(kinds), away=codes["nearest"] - codes["magnitude"])
+
+
 def caption_fibonacci_codes(_: pd.DataFrame) -> str:
     """What the two panels of `fibonacci_codes` are."""
     return (
         "Above, the Fibonacci codes among the magnitudes of 7 bits, each at its place on the "
         "number line with the ones of its binary form; no two are adjacent. Below, for every "
         "magnitude, how far away the code is that it is rounded to; a tie goes up."
-    )
-
-
-def words_of_fibonacci_codes(codes: pd.DataFrame) -> str:
-    """What `fibonacci_codes` shows, in words: the codes, and how far the others are from them."""
-    kept_ones = codes.loc[codes["is_code"].astype(bool), "magnitude"].astype(int)
-    moved = codes["nearest"].astype(int) - codes["magnitude"].astype(int)
-    within = moved[codes["magnitude"].astype(int) <= kept_ones.max()].abs().max()
-    return (
-        f"Two panels over the magnitudes 0 to {codes['magnitude'].max()}. Above, the bits of the "
-        f"{len(kept_ones)} codes: {', '.join(str(value) for value in kept_ones)}. Below, the "
-        f"distance to the nearest code: at most {within} up to the last code, "
-        f"{kept_ones.max()}, and up to {moved.abs().max()} beyond it."
-    )
-
-
-def finding_fibonacci_codes(codes: pd.DataFrame) -> str:
-    """How many magnitudes are codes, and where the largest gaps are."""
-    kept_ones = codes.loc[codes["is_code"].astype(bool), "magnitude"].astype(int)
-    gaps = kept_ones.diff()
-    widest = gaps.idxmax()
-    largest = codes["magnitude"].max()
-    return (
-        f"{len(kept_ones)} of {len(codes)} magnitudes are Fibonacci codes; the widest gap between "
-        f"two is from {kept_ones[widest] - gaps[widest]:.0f} to {kept_ones[widest]}, and "
-        f"the {largest - kept_ones.max()} magnitudes beyond {kept_ones.max()} have none above them."
     )
 
 
@@ -117,35 +92,6 @@ def caption_fibonacci_rounding(_: pd.DataFrame) -> str:
         "the sum of squared errors over that of the squared weights. Each set of codes has the "
         "scale of least squared error, unless it says whose scale it took."
     )
-
-
-def words_of_fibonacci_rounding(rounding: pd.DataFrame) -> str:
-    """What `fibonacci_rounding` shows, in words: every relative error."""
-    said = []
-    for name, own in rounding.groupby("distribution", sort=False):
-        values = [
-            f"{line['codes']} {format_figures(100 * float(line['relative_error']))} %"
-            for line in own.to_dict("records")
-        ]
-        said.append(f"{name}: {', '.join(values)}")
-    return f"Chart, one line per distribution of weights, relative errors. {'; '.join(said)}."
-
-
-def finding_fibonacci_rounding(rounding: pd.DataFrame) -> str:
-    """What Fibonacci codes lose beside plain int8, and beside as many even steps."""
-    errors = rounding.assign(error=rounding["relative_error"].astype(float)).pivot(
-        index="distribution", columns="codes", values="error"
-    )
-    ours = errors["Fibonacci"]
-    text = (
-        f"Rounded to Fibonacci codes, weights lose {words_of_span(100 * ours)} % over "
-        f"{len(errors)} distributions"
-    )
-    if "plain int8" in errors:
-        text += f", {words_of_span(ours / errors['plain int8'])} times what plain int8 loses"
-    for steps in (name for name in errors if str(name).endswith("even steps")):
-        text += f" and {words_of_span(ours / errors[steps])} times what {steps} lose"
-    return f"{text}."
 
 
 def error_tables(errors: pd.DataFrame, title: str) -> Chart:
@@ -224,76 +170,13 @@ def caption_error_tables(errors: pd.DataFrame) -> str:
     )
 
 
-def words_of_error_tables(errors: pd.DataFrame) -> str:
-    """What `error_tables` shows, in words: how much is wrong, and where by the most."""
-    said = []
-    for name, table in _tables(errors).items():
-        largest = _largest(table)
-        weight, value = np.unravel_index(np.abs(table).argmax(), table.shape)
-        worst = f", the worst {_signed(largest)} at weight {weight} and input {value}"
-        share = f"{100 * (table != 0).mean():.0f} % of the products wrong"
-        said.append(f"{name}: {share}{worst if largest else ''}")
-    return f"Heat maps, one per multiplier, over weight's and input's magnitude. {'; '.join(said)}."
-
-
-def finding_error_tables(errors: pd.DataFrame) -> str:
-    """In which direction multipliers err, how often and how far."""
-    tables = _tables(errors)
-    wrong = pd.Series({name: 100 * (table != 0).mean() for name, table in tables.items()})
-    worst = pd.Series({name: abs(_largest(table)) for name, table in tables.items()})
-    low, high = wrong.idxmin(), wrong.idxmax()
-    under = [name for name, table in tables.items() if table.min() < 0 >= table.max()]
-    over = [name for name, table in tables.items() if table.min() >= 0 < table.max()]
-    directions = [
-        f"{'all' if len(names) == len(tables) else listed(names)} err "
-        f"{'below' if names is under else 'above'} the true product only"
-        for names in (under, over)
-        if names
-    ]
-    return (
-        f"Of all pairs of magnitudes {low} has {wrong[low]:.0f} % wrong and {high} "
-        f"{wrong[high]:.0f} %; the largest error is {worst.min():,.0f} "
-        f"({worst.idxmin()}) to {worst.max():,.0f} ({worst.idxmax()})"
-        f"{''.join(f'; {direction}' for direction in directions)}."
-    )
-
-
-def inexact_times(rows: pd.DataFrame, title: str) -> Chart:
-    """`time_per_method` without the random tables, which `cost_against_rank` shows."""
-    return time_per_method(_with_a_name(rows), title)
-
-
-_caption_of_inexact_times = caption_of_times(
-    "A fully connected layer whose multiplications are inexact, bit for bit."
-)
-
-
-def caption_inexact_times(rows: pd.DataFrame) -> str:
-    """What the marks of `inexact_times` are."""
-    return _caption_of_inexact_times(_with_a_name(rows))
-
-
-def words_of_inexact_times(rows: pd.DataFrame) -> str:
-    """What `inexact_times` shows, in words."""
-    return words_of_times(_with_a_name(rows))
-
-
-def _with_a_name(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the tables that were drawn at random."""
-    return kept(
-        rows,
-        "with a name",
-        lambda rows: rows[~rows["method"].astype(str).str.startswith(RANDOM_TABLE)],
-    )
-
-
 def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     """A dot per multiplier: how many GEMMs it takes, and how many times the time of one.
 
     The square at 1 is the control, the same GEMM timed a second time, whose whisker is the noise.
     """
     baseline = baseline_of(rows)
-    table = _costs(rows)
+    table = lines_of_costs(rows)
     ours = table[table["path"] == "gemm"]
     if ours.empty:
         return chart_of_nothing(title, f"No multiplier has a time over that of {baseline} here.")
@@ -356,7 +239,7 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def _costs(rows: pd.DataFrame) -> pd.DataFrame:
+def lines_of_costs(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines of the summary that have a ratio, with multiplier, path and number of GEMMs."""
     host = rows[rows["clock"] == "host"]
     facts = host.groupby("method", sort=False)[["multiplier", "path", "gemms"]].first()
@@ -368,7 +251,7 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     """What the marks of `cost_against_rank` are, and where they were measured."""
     first = rows.iloc[0]
     baseline = baseline_of(rows)
-    table = _costs(rows)
+    table = lines_of_costs(rows)
     where = f"{first['processor']} ({first['device']}, {words_of_threads(first['threads'])})"
     if table[table["path"] == "gemm"].empty:
         return f"No multiplier has a time over that of {baseline} on {where}."
@@ -393,72 +276,12 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     )
 
 
-def words_of_cost_against_rank(rows: pd.DataFrame) -> str:
-    """What `cost_against_rank` shows, in words: every multiplier's GEMMs and ratio."""
-    table = _costs(rows)
-    said = [
-        f"{line['multiplier']}: {counted(int(line['gemms']), 'GEMM')}, "
-        f"{format_figures(line['ratio'])}×{', wrong' if line['wrong'] else ''}"
-        for line in table[table["path"] == "gemm"].sort_values("gemms").to_dict("records")
-    ]
-    if not said:
-        return f"An empty chart: nothing has a time over that of {baseline_of(rows)}."
-    said += [
-        f"level line of {method}: {format_figures(line['ratio'])}×"
-        for method, line in table[table["path"].isin(["lookup", "compiled"])].iterrows()
-    ]
-    said += [
-        f"{method}: {words_of_range(line)}"
-        for method, line in table.iterrows()
-        if str(method).endswith(AGAIN)
-    ]
-    return (
-        f"Scatter on logarithmic axes of time over {baseline_of(rows)} against GEMMs: "
-        f"{'; '.join(said)}."
-    )
-
-
-def finding_cost_against_rank(rows: pd.DataFrame) -> str:
-    """What a multiplier costs by its rank, and how many take less than look-ups, ranges apart."""
-    table = _costs(rows)
-    ours = table[table["path"] == "gemm"]
-    if ours.empty:
-        return f"No multiplier has a time over that of {baseline_of(rows)} here."
-    each = ours["ratio"].astype(float) / ours["gemms"].astype(float)
-    text = (
-        f"By GEMMs a multiplier takes {words_of_span(ours['ratio'].astype(float))} times the time "
-        f"of {baseline_of(rows)}, which is {words_of_span(each)} for each of the GEMMs"
-    )
-    for path, what in (("lookup", "look-ups in PyTorch"), ("compiled", "compiled look-ups")):
-        other = table[table["path"] == path]
-        if len(other):
-            below = ours["ratio_high"].astype(float) < float(other["ratio_low"].min())
-            text += (
-                f"; {what} take {words_of_span(other['ratio'].astype(float))} times, which "
-                f"{'all' if below.all() else f'{below.sum()} of'} {len(ours)} are below"
-            )
-    return f"{text}."
-
-
-def finding_inexact_times(rows: pd.DataFrame) -> str:
-    """What simulating the OR-pair multiplier costs, by the ways there are."""
-    table = summary_of(_with_a_name(rows))
-    ways = {
-        "or_pairs": "simulated bit for bit by GEMMs, or_pairs takes",
-        "or_pairs, Fibonacci weights": "with Fibonacci weights",
-        "or_pairs, unprepared": "with weights that are prepared at every call",
-        "or_pairs, look-up path": "by look-ups in PyTorch",
-        "or_pairs, compiled look-ups": "by compiled look-ups",
-    }
-    return f"{sentence(tell_ratios(table, ways))}."
-
-
 def output_error(errors: pd.DataFrame, title: str) -> Chart:
     """A faint dot per output: bias and spread under each multiplier, over its signal.
 
     The bold mark is the median of the outputs, in a shape for each kind of inputs.
     """
-    shares = _shares(errors)
+    shares = shares_of_signal(errors)
     names, inputs = list(shares["multiplier"].unique()), list(shares["inputs"].unique())
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -493,7 +316,7 @@ def output_error(errors: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def _shares(errors: pd.DataFrame) -> pd.DataFrame:
+def shares_of_signal(errors: pd.DataFrame) -> pd.DataFrame:
     """Bias and spread of every output, in percent of its signal."""
     signal = errors["signal"].astype(float)
     return errors.assign(
@@ -508,38 +331,6 @@ def caption_output_error(_: pd.DataFrame) -> str:
         "mean over the batch (bias) and its standard deviation (spread), over the standard "
         "deviation of the exact output; a faint dot for each output, a bold mark for their median."
     )
-
-
-def words_of_output_error(errors: pd.DataFrame) -> str:
-    """What `output_error` shows, in words: the range of bias, and the median spread."""
-    said = []
-    for (name, kind), own in _shares(errors).groupby(["multiplier", "inputs"], sort=False):
-        bias = f"{format_figures(own['bias'].min())} to {format_figures(own['bias'].max())} %"
-        said.append(
-            f"{name}, {kind}: bias {bias.replace('-', '−')}, "
-            f"spread {format_figures(own['spread'].median())} %"
-        )
-    return (
-        "Two panels of dots, bias and spread of each output over its signal, one line per "
-        f"multiplier. {'; '.join(said)}."
-    )
-
-
-def finding_output_error(errors: pd.DataFrame) -> str:
-    """Which multiplier spreads outputs least and most, and how biases differ by the inputs."""
-    shares = _shares(errors)
-    said = []
-    for kind, own in shares.groupby("inputs", sort=False):
-        spread = own.groupby("multiplier", sort=False)["spread"].median()
-        low, high = spread.idxmin(), spread.idxmax()
-        ends = f"{format_figures(spread[low])} % of the signal with {low}"
-        if low != high:
-            ends += f" to {format_figures(spread[high])} % with {high}"
-        said.append(
-            f"{kind}, the median spread is {ends}, and no bias is over "
-            f"{format_figures(own['bias'].abs().max())} %"
-        )
-    return f"For inputs of {'; for inputs '.join(said)}."
 
 
 def digits_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:
@@ -559,62 +350,6 @@ def caption_digits_accuracy(accuracies: pd.DataFrame) -> str:
         "rightly, trained in float32 and then quantized with plain or with Fibonacci magnitudes, "
         f"under each multiplier. Faint dots are {seeds} of split and training, bold ones their "
         "means."
-    )
-
-
-def words_of_digits_accuracy(accuracies: pd.DataFrame) -> str:
-    """What `digits_accuracy` shows, in words: the mean of every line, and its range."""
-    percent = accuracies.assign(percent=100 * accuracies["accuracy"].astype(float))
-    said = [
-        f"{name}, {kind} weights {own['percent'].mean():.1f} % "
-        f"({own['percent'].min():.1f} to {own['percent'].max():.1f})"
-        for (name, kind), own in percent.groupby(["multiplier", "weights"], sort=False)
-    ]
-    return f"Chart, one line per multiplier, mean accuracy and range: {'; '.join(said)}."
-
-
-_ERRORS_TO_TELL = 3  # standard errors of the paired difference: several comparisons are made
-
-
-def finding_digits_accuracy(accuracies: pd.DataFrame) -> str:
-    """Which multipliers differ from exact ones in accuracy, paired by seed, and which do not.
-
-    A difference counts from three standard errors on.
-    """
-    table = accuracies.assign(percent=100 * accuracies["accuracy"].astype(float)).pivot_table(
-        index="seed", columns=["weights", "multiplier"], values="percent", sort=False
-    )
-    said = []
-    for kind in table.columns.get_level_values("weights").unique():
-        own = table[kind]
-        if "exact" not in own or len(own) < 2:
-            continue
-        groups: dict[str, list[str]] = {"told": [], "not": [], "same": []}
-        for name in own.columns.drop("exact"):
-            change = (own[name] - own["exact"]).dropna()
-            error = change.std() / np.sqrt(len(change))
-            if not change.any():
-                groups["same"].append(str(name))
-            elif abs(change.mean()) > _ERRORS_TO_TELL * error:
-                groups["told"].append(f"{name} ({change.mean():+.1f} points)".replace("-", "−"))
-            else:
-                groups["not"].append(str(name))
-        words = {
-            "told": "told apart from it: {}",
-            "not": "not told apart: {}",
-            "same": "the same in every seed: {}",
-        }
-        parts = [words[key].format(listed(names)) for key, names in groups.items() if names]
-        said.append(
-            f"with {kind} weights exact multiplication names {own['exact'].mean():.1f} % rightly; "
-            f"{'; '.join(parts)}"
-        )
-    if not said:
-        return "There is no exact multiplier, or one seed alone, so no accuracy can be told apart."
-    text = ". ".join(f"{one[0].upper()}{one[1:]}" for one in said)
-    return (
-        f"{text}. Told apart is what differs in the mean of {len(table)} seeds by over "
-        f"{_ERRORS_TO_TELL} standard errors of the paired difference."
     )
 
 

@@ -21,12 +21,10 @@ from posmat.charts.style import (
     as_text,
     describe_rows,
     kept,
-    listed,
-    table_of,
     words_of_kernels,
     words_of_threads,
 )
-from posmat.summary import AGAIN, baseline_of, format_figures, tell_ratio
+from posmat.summary import format_figures
 
 PAGE_WIDTH_IN = 7.16  # both columns of a two-column paper
 _TO_A_LABEL = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
@@ -48,7 +46,7 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
     """
     from posmat.roofline import along
 
-    table = _rates(rows)
+    table = rates_of(rows)
     table = table.assign(ms=1e3 * table["seconds"])
     methods = list(table["method"].unique())
     colours, marks = _colours_of(methods), _marks_of(methods)
@@ -120,7 +118,7 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
     from posmat.roofline import measured_roofs
 
-    table = _rates(rows)
+    table = rates_of(rows)
     table = table.assign(gflops=2 * table["gmacs"])
     roofs = measured_roofs(rows)
     methods = list(table["method"].unique())
@@ -190,7 +188,7 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def _rates(rows: pd.DataFrame) -> pd.DataFrame:
+def rates_of(rows: pd.DataFrame) -> pd.DataFrame:
     from posmat.roofline import rates
 
     return kept(rows, "rates", rates)
@@ -259,92 +257,3 @@ def caption_of_sizes(what: str) -> Callable[[pd.DataFrame], str]:
         )
 
     return caption
-
-
-def words_of_scaling(rows: pd.DataFrame) -> str:
-    """What `scaling` shows, in words: each method's time at the ends of each axis."""
-    from posmat.roofline import along
-
-    table = _rates(rows)
-    said = []
-    for method in table["method"].unique():
-        spans = []
-        for letter, name in _SIZE_NAMES.items():
-            own = along(table[table["method"] == method], letter)
-            first, last = own.iloc[0], own.iloc[-1]
-            spans.append(
-                f"{letter} of {first[name]:,} to {last[name]:,} "
-                f"{format_figures(1e3 * first['seconds'])} to "
-                f"{format_figures(1e3 * last['seconds'])} ms"
-            )
-        said.append(f"{method}: over {', over '.join(spans)}")
-    return (
-        "Six panels of lines on logarithmic axes, time per call above and rate below, against M, N "
-        f"and K. {'; '.join(said)}."
-    )
-
-
-def finding_scaling(rows: pd.DataFrame) -> str:
-    """Which method is fastest and where, by how much at the size that all share, and the growth."""
-    from posmat.roofline import exponents
-
-    table = _rates(rows)
-    sizes = table.groupby(list(_SIZE_NAMES.values()), sort=False)
-    fastest = table.loc[sizes["seconds"].idxmin()].groupby("method", sort=False).size()
-    fastest = fastest.sort_values(ascending=False, kind="stable")
-    said = [f"{method} at {number}" for method, number in fastest.items()]
-    text = f"Of {len(sizes)} sizes the shortest median is that of {listed(said)}"
-    centre = rows[(rows["axis"] == "centre") & (rows["clock"] == "host")]
-    best = fastest.idxmax()
-    controlled = centre["method"].astype(str).str.endswith(AGAIN).any()
-    if controlled and best != baseline_of(centre) and best in set(centre["method"]):
-        text += (
-            f"; at the size that all share {best} takes {tell_ratio(table_of(centre), str(best))}"
-        )
-    grown = exponents(table)["last"].dropna()
-    if (str(best), "K") in grown.index:
-        powers = listed([f"{axis}^{grown[best, axis]:.2f}" for axis in _SIZE_NAMES])
-        text += f". Between the two largest of each its time grows as {powers}"
-    return f"{text}."
-
-
-def words_of_roofline(rows: pd.DataFrame) -> str:
-    """What `roofline` shows, in words: the roofs, and the rates of each method."""
-    from posmat.roofline import measured_roofs
-
-    table, roofs = _rates(rows), measured_roofs(rows)
-    peaks = [
-        f"{name} {format_figures(2 * rate)} GFLOP/s"
-        for name, rate in (("int8 peak", roofs.int8_gmacs), ("float32 peak", roofs.float32_gmacs))
-        if rate is not None
-    ]
-    copies = [
-        f"a copy of {_megabytes(moved)} at {format_figures(rate / 1e9)} GB/s"
-        for moved, rate in _slopes(roofs.copies)
-    ]
-    said = []
-    for method, own in table.groupby("method", sort=False):
-        low, high = format_figures(own["intensity"].min()), format_figures(own["intensity"].max())
-        rates = [format_figures(2 * rate) for rate in (own["gmacs"].min(), own["gmacs"].max())]
-        said.append(f"{method} {rates[0]} to {rates[1]} GFLOP/s at {low} to {high} FLOP/byte")
-    return (
-        f"Scatter on logarithmic axes of rate over arithmetic intensity, under level roofs "
-        f"({listed(peaks)}) and slopes ({listed(copies)}): {'; '.join(said)}."
-    )
-
-
-def finding_roofline(rows: pd.DataFrame) -> str:
-    """How near to its roof each method comes at the best, and what limits it there."""
-    from posmat.roofline import measured_roofs
-
-    table, roofs = _rates(rows), measured_roofs(rows)
-    said = []
-    for method, own in table.groupby("method", sort=False):
-        share = own["gmacs"].max() / (roofs.peak_gmacs(str(method)) or np.inf)
-        if 0 < share <= 1:  # an engine without a peak has no share of it
-            engine = roofs.engines[str(method)]
-            said.append(f"{method} {format_figures(100 * share, 2)} % of the {engine} peak")
-    return (
-        f"At their fastest sizes the methods reach: {listed(said)}. A form of several GEMMs counts "
-        "its product once."
-    )

@@ -20,6 +20,7 @@ INK, FAINT = "#222222", "#767676"  # both hold 4.5 : 1 on white
 BLUE, ORANGE, GREEN, RED, PURPLE, *_ = sns.color_palette("colorblind").as_hex()
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
 MARKS = "oDs^vPX"  # a shape for each line too: in greys the colours look alike
+ALT_LENGTH = 400  # letters of lines in an alternative text, which is heard at one go
 READABLE = 4.5  # the contrast of small text with white that WCAG asks for
 
 STYLE = {
@@ -154,11 +155,6 @@ def words_of_range(line: pd.Series, inverse: bool = False) -> str:
     return f"{middle}× ({low} to {high})"
 
 
-def words_of_span(values: pd.Series) -> str:
-    """The range of numbers in words: '6.67 to 9.98', or one number where it has no width."""
-    return " to ".join(dict.fromkeys(map(format_figures, (values.min(), values.max()))))
-
-
 def format_ratio(ratio: float) -> str:
     """A ratio in words; near 1, where noise is a matter of the third place, to three of them."""
     return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else format_figures(ratio)
@@ -171,15 +167,9 @@ def name_of(method: str, wrong: bool) -> str:
     return f"{method[:-1]}, wrong)" if method.endswith(")") else f"{method} (wrong)"
 
 
-def wrong_methods(table: pd.DataFrame) -> list[str]:
-    """The methods of a table whose numbers are wrong, but for the controls."""
-    names = dict.fromkeys(str(name) for name in table.index[table["wrong"]])
-    return [name for name in names if not is_control(name)]
-
-
 def words_of_wrong(table: pd.DataFrame) -> str:
     """The sentence of a caption on the hollow marks, or nothing where every number is right."""
-    wrong = wrong_methods(table)
+    wrong = [str(name) for name in table.index[table["wrong"]] if not is_control(name)]
     if not wrong:
         return ""
     return (
@@ -193,9 +183,63 @@ def listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def sentence(words: str) -> str:
-    """Words with a capital."""
-    return f"{words[:1].upper()}{words[1:]}"
+def value_of(method: str, line: pd.Series, ratio: str) -> str:
+    """A line's median, its ratio in the form that is asked for, and where it has no more."""
+    if line["state"] != "timed":
+        return str(line["state"])
+    value = f"{format_figures(1e3 * line['median'])} ms"
+    if has_ratio(method, line):
+        value += ratio.format(format_figures(line["ratio"]))
+    runs = line["all_runs"]
+    return value if line["runs"] == runs else f"{value}, in {line['runs']} of {runs} runs"
+
+
+def has_ratio(method: str, line: pd.Series) -> bool:
+    """Whether a ratio says something: not beside the baseline, nor for what a call alone costs."""
+    ratio = line["ratio"]
+    return method != line["baseline"] and pd.notna(ratio) and bool(ratio > 0.01)
+
+
+def medians(by: list[str], values: dict[str, str], of: Callable | None = None) -> Callable:
+    """What makes the table of a frame that is no summary of times, for `in_words`.
+
+    Args:
+        by: the columns that set its lines apart.
+        values: the columns whose median and range it has, and what each is called.
+        of: makes the frame that has these columns of the one that is given.
+    """
+
+    def table(frame: pd.DataFrame) -> pd.DataFrame:
+        frame = of(frame) if of else frame
+        columns = 0.0 + frame[list(values)].astype(float).rename(columns=values)  # -0 is 0
+        return columns.groupby([frame[name] for name in by], sort=False).agg(_median_and_range)
+
+    return table
+
+
+def _median_and_range(values: pd.Series) -> str:
+    low, middle, high = (
+        format_figures(value).replace("-", "−") for value in values.quantile([0, 0.5, 1])
+    )
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def in_words(kind: str, table: pd.DataFrame) -> str:
+    """A chart for who cannot see it: what kind it is, and the first lines of its table."""
+    said = [_line_in_words(name, line) for name, line in table.iterrows()]
+    fit = max(1, int((np.cumsum([len(one) for one in said]) <= ALT_LENGTH).sum()))
+    more = f"; and {len(said) - fit} more" if said[fit:] else ""
+    return f"{kind}: {'; '.join(said[:fit]) or 'nothing to show'}{more}."
+
+
+def _line_in_words(name: str | tuple, line: pd.Series) -> str:
+    words = ", ".join(name) if isinstance(name, tuple) else str(name)
+    if "state" in line:
+        gap = " " if line["state"] == "timed" else ": "
+        return name_of(words, line["wrong"]) + gap + value_of(words, line, " ({} times)")
+    if len(line) == 1:  # what it is, the chart's kind says
+        return f"{words} {line.iloc[0]}"
+    return f"{words}: {', '.join(f'{what} {value}' for what, value in line.items())}"
 
 
 def plain_log_ticks(axis, values: pd.Series) -> None:
@@ -214,7 +258,7 @@ _KEPT = ContextVar("kept", default=None)
 
 @contextmanager
 def summaries_kept():
-    """Within it a frame is summarized once: chart, finding and words ask for the same table.
+    """Within it a frame is summarized once: chart, caption and words ask for the same table.
 
     Only for whoever changes no frame meanwhile, as `posmat draw`; a notebook may.
     """
@@ -238,26 +282,23 @@ def kept(rows: pd.DataFrame, what: str, make: Callable) -> pd.DataFrame:
 
 
 def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """The table of the rows that the host's clock timed, as `table_of` gives it."""
-    return kept(rows, "summary", lambda rows: table_of(rows[rows["clock"] == "host"]))
+    """The table that `summarize` gives of what the host's clock timed, as charts need it.
 
-
-def table_of(
-    rows: pd.DataFrame, baseline: str | None = None, by: list[str] | None = None
-) -> pd.DataFrame:
-    """The table that `summarize` gives, as charts need it.
-
-    What has a time in some runs is 'timed', and `runs` are those that timed it. `wrong` says
-    whether a method's numbers were not exact, or further off than the bound.
+    What has a time in some runs is 'timed', and `runs` are those that timed it, of `all_runs`.
+    `wrong` says whether a method's numbers were not exact, or further off than the bound.
     """
-    table = summarize(rows, baseline, by)
-    keys = [*(by or []), "method"]
+    return kept(rows, "summary", lambda rows: _summary(rows[rows["clock"] == "host"]))
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    table = summarize(rows)
     timed = rows[rows["state"] == "timed"]
     has_time = table["median"].notna()
-    runs = timed.groupby(keys, dropna=False)["run"].nunique().reindex(table.index)
+    runs = timed.groupby("method")["run"].nunique().reindex(table.index)
     table.loc[has_time, "state"] = "timed"
     table.loc[has_time, "runs"] = runs[has_time].astype("Int64")
-    wrong = rows.assign(wrong=_is_wrong(rows)).groupby(keys, dropna=False)["wrong"].any()
+    table["all_runs"] = rows["run"].nunique()
+    wrong = rows.assign(wrong=_is_wrong(rows)).groupby("method")["wrong"].any()
     table["wrong"] = wrong.reindex(table.index).astype(bool)
     return table
 

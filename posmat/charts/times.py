@@ -14,19 +14,18 @@ from posmat.charts.style import (
     MARKS,
     ORANGE,
     Chart,
-    counted,
     describe_rows,
+    has_ratio,
     listed,
     name_of,
     plain_log_ticks,
-    sentence,
     summary_of,
+    value_of,
     words_of_rounds,
-    words_of_span,
     words_of_threads,
     words_of_wrong,
 )
-from posmat.summary import FLOOR, baseline_of, format_figures, is_control
+from posmat.summary import FLOOR, baseline_of, is_control
 
 
 def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
@@ -36,7 +35,7 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     bars: a logarithm has no zero for a bar to start from. The dot of a method whose numbers are
     wrong is hollow.
     """
-    table = _shown(rows)
+    table = lines_of_times(rows)
     rows = rows[rows["clock"] == "host"]
     baseline = baseline_of(rows)
     methods = list(table.index)
@@ -88,11 +87,11 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
         style = {"transform": axes.get_yaxis_transform(), "y": place - 0.3}
         style |= {"color": FAINT if is_control(method) else INK, "va": "center", "fontsize": 7.5}
         axes.text(0.0, s=name_of(method, line["wrong"]), ha="left", **style)
-        axes.text(1.0, s=_value(rows, method, line, "   {}×"), ha="right", **style)
+        axes.text(1.0, s=value_of(method, line, "   {}×"), ha="right", **style)
     return figure
 
 
-def _shown(rows: pd.DataFrame) -> pd.DataFrame:
+def lines_of_times(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines of the summary that the chart has: the cost of a call only where it is near."""
     table = summary_of(rows)
     return table.drop(index=FLOOR) if _far_below(table, FLOOR) else table
@@ -105,34 +104,17 @@ def _far_below(table: pd.DataFrame, method: str) -> bool:
     return bool(30 * table.loc[method, "median"] < table["median"].drop(index=method).min())
 
 
-def _has_ratio(method: str, line: pd.Series) -> bool:
-    """Whether a ratio says something: not beside the baseline, nor for what a call alone costs."""
-    ratio = line["ratio"]
-    return method != line["baseline"] and pd.notna(ratio) and bool(ratio > 0.01)
-
-
-def _value(rows: pd.DataFrame, method: str, line: pd.Series, ratio: str) -> str:
-    """The median of a line, its ratio in the form that is asked for, and where it has no more."""
-    if line["state"] != "timed":
-        return str(line["state"])
-    value = f"{format_figures(1e3 * line['median'])} ms"
-    if _has_ratio(method, line):
-        value += ratio.format(format_figures(line["ratio"]))
-    runs = rows["run"].nunique()
-    return value if line["runs"] == runs else f"{value}, in {line['runs']} of {runs} runs"
-
-
 def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
     """A caption for `time_per_method`: what was asked, where measured, what the marks are."""
 
     def caption(rows: pd.DataFrame) -> str:
-        table = _shown(rows)
+        table = lines_of_times(rows)
         rows = rows[rows["clock"] == "host"]
         first = rows.iloc[0]
         baseline = baseline_of(rows)
         threads = words_of_threads(first["threads"])
         ratio = ""
-        if any(_has_ratio(method, line) for method, line in table.iterrows()):
+        if any(has_ratio(method, line) for method, line in table.iterrows()):
             ratio = f"; × is the paired ratio to {baseline}"
         elif table.loc[baseline, "state"] != "timed":
             ratio = f"; {baseline} has no time here, so there is no ratio to it"
@@ -148,18 +130,6 @@ def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
     return caption
 
 
-def words_of_times(rows: pd.DataFrame) -> str:
-    """What `time_per_method` shows, in words for who cannot see it: each median with its ratio."""
-    table = _shown(rows)
-    rows = rows[rows["clock"] == "host"]
-    said = []
-    for method, line in table.iterrows():
-        value = _value(rows, method, line, " ({} times)")
-        name = name_of(method, line["wrong"])
-        said.append(f"{name} {value}" if line["state"] == "timed" else f"{name}: {value}")
-    return f"Chart, one line per method: {'; '.join(said)}. {describe_rows(rows)}."
-
-
 _OF_THE_SEED = ("time.clock", "time.time")
 
 
@@ -168,7 +138,7 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
 
     A time whose clock did not wait for the device is a hollow mark.
     """
-    rows = _then_and_now_rows(rows)
+    rows = rows_then_and_now(rows)
     lines = list(rows["line"].unique())
     then, now = _places(rows)
     colours = dict.fromkeys(then, INK)
@@ -215,7 +185,7 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def _then_and_now_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def rows_then_and_now(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that the chart shows, with its columns: those of rows of before may lack some."""
     rows = rows[rows["clock"].isin(["host", *_OF_THE_SEED])]
     absent = {"synchronised", "q25_milliseconds", "q75_milliseconds"} - set(rows.columns)
@@ -245,7 +215,7 @@ def _on_another_device(rows: pd.DataFrame) -> dict[str, str]:
 
 def caption_then_and_now(rows: pd.DataFrame) -> str:
     """What the marks of `then_and_now` are, and what stands between them beside the years."""
-    rows = _then_and_now_rows(rows)
+    rows = rows_then_and_now(rows)
     now = rows[rows["clock"] == "host"]
     known = {"processor", "torch"} <= set(rows.columns)
     where = []
@@ -278,42 +248,4 @@ def _words_of_devices(rows: pd.DataFrame) -> str:
     return (
         f" On {len(elsewhere)} of the {rows['line'].nunique()} lines the devices differ, {devices} "
         f"in 2020 beside {'; '.join(now)}: there the distance is that of two devices first."
-    )
-
-
-def words_of_then_and_now(rows: pd.DataFrame) -> str:
-    """What `then_and_now` shows, in words: the times of each line."""
-    rows = _then_and_now_rows(rows)
-    said = []
-    for line, own in rows.groupby("line", sort=False):
-        times = [
-            f"{one['where']} {format_figures(one['milliseconds'])} ms"
-            f"{', its clock not waiting' if one['hollow'] else ''}"
-            for one in own.to_dict("records")
-        ]
-        said.append(f"{line}: {', '.join(times)}")
-    return f"Chart, one line per form of the 2020 notebook, time per call. {'; '.join(said)}."
-
-
-def finding_then_and_now(rows: pd.DataFrame) -> str:
-    """What may be said of times that are of other hardware: where one device timed both."""
-    rows = _then_and_now_rows(rows)
-    old = rows["clock"].isin(_OF_THE_SEED)
-    pairs = rows[old].merge(rows[~old], on=["line", "device"], suffixes=("", "_now"))
-    if pairs.empty:
-        return "No form was timed on one device both in 2020 and today, so no two times compare."
-    pairs["ratio"] = pairs["milliseconds"].astype(float) / pairs["milliseconds_now"].astype(float)
-    said = []
-    for (device, hollow), own in pairs.groupby(["device", "hollow"], sort=False):
-        waiting = ", of a clock that did not wait for the device," if hollow else ""
-        said.append(
-            f"of {counted(own['line'].nunique(), 'form')} on {device} the "
-            f"time of 2020{waiting} is {words_of_span(own['ratio'])} times the median of "
-            f"{listed(list(own['where_now'].unique()))}"
-        )
-    elsewhere = len(_on_another_device(rows))
-    rest = f" For the other {elsewhere} the devices differ." if elsewhere else ""
-    return (
-        f"{sentence('; '.join(said))}. The hardware and the way of timing "
-        f"differ as well, so this is no measure of PyTorch alone.{rest}"
     )

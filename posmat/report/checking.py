@@ -36,7 +36,7 @@ from posmat.report.drawing import (
     words_of_all,
 )
 from posmat.report.freshness import hash_of_all_rows, sources_key, why_changed
-from posmat.report.gallery import links_of, pages_of, render_pages, with_findings
+from posmat.report.gallery import links_of, pages_of, render_pages, with_figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -301,10 +301,10 @@ def _check_pages(
     readme = root / "README.md"
     if readme.exists():
         text = readme.read_text(encoding="utf-8")
-        again, bad = with_findings(text, good)
+        again, bad = with_figures(text, good)
         problems += bad
         if again != text:
-            problems.append("README.md has a finding that its rows do not give: run 'posmat draw'.")
+            problems.append("README.md does not say what its rows give: run 'posmat draw'.")
     return problems
 
 

@@ -50,30 +50,23 @@ def cite_software(root: Path) -> str:
     return _entry("software", "posmat", fields)
 
 
-def cite_figure(
-    root: Path, drawing: Drawing, measured: Iterable[dict], processors: Iterable[str]
-) -> str:
+def cite_figure(root: Path, drawing: Drawing, measured: dict, processors: Iterable[str]) -> str:
     """The BibTeX entry of one picture.
 
     Args:
         root: the project.
         drawing: the picture.
-        measured: the provenance of the runs that it shows.
+        measured: the provenance of the run that it shows.
         processors: the names of what was measured.
     """
     software = read_citation(root)
-    years = sorted({str(facts.get("started", ""))[:4] for facts in measured} - {""})
-    machine = "several machines" if drawing.of_several_machines else f"{drawing.machine}"
-    where = f"{machine}, {drawing.device}" if not drawing.of_several_machines else machine
     of = latex(", ".join(_plain(name) for name in processors))
-    measured_on = latex(where) + (f" ({of})" if of else "")
-    sources = ", ".join(path.relative_to(root).as_posix() for path in drawing.sources[:3])
-    more = len(drawing.sources) - 3
-    rows = latex(sources) + (f" and {more} more files" if more > 0 else "")
+    measured_on = latex(f"{drawing.machine}, {drawing.device}") + (f" ({of})" if of else "")
+    rows = latex(", ".join(path.relative_to(root).as_posix() for path in drawing.sources))
     fields = {
         "title": f"{{{latex(drawing.spec.title)}}}",
         "author": _authors(software["authors"]),
-        "year": years[-1] if years else "",
+        "year": str(measured.get("started", ""))[:4],
         "howpublished": f"Figure {latex(drawing.name)} of posmat {latex(str(software['version']))}",
         "note": f"Measured on {measured_on}; {rows}, rows sha256 {drawing.digest()}",
         "url": software.get("repository-code", software.get("url", "")),
@@ -87,10 +80,8 @@ def tell_figure(drawing: Drawing, number: int, words: Words, entry: str) -> str:
     picture = drawing.picture("pdf").relative_to(root).as_posix()
     rows = "\n".join(f"rows     {path.relative_to(root).as_posix()}" for path in drawing.sources)
     missing = "" if drawing.picture("pdf").exists() else " (not drawn yet: run 'posmat draw')"
-    finding = f"finding  {words.finding}\n" if words.finding else ""
     return (
         f"Figure {number}. {drawing.spec.title} ({drawing.name})\n"
-        f"{finding}"
         f"caption  {words.caption}\n"
         f"path     {picture}{missing}\n"
         f"{rows}\n"

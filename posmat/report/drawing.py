@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help`
     from posmat.figures import FigureSpec
 
 OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
-PUBLISHED, ALL = "published", "all"  # machine and device of a figure of several machines
+ALL = "all"  # the device of a notebook that reads the rows of every machine
 KINDS = ("svg", "pdf", "png")
 
 # A notebook's measurements of one run, each with methods and a baseline of its own.
@@ -70,14 +70,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture to be made: a figure of the list with the files that it is drawn from."""
+    """One picture to be made: a figure of the list, of one run."""
 
     root: Path
     spec: "FigureSpec"
     machine: str
     device: str
     variant: str
-    files: tuple[tuple[Path, ...], ...]  # for each pattern of the figure's `reads`
 
     @property
     def suffix(self) -> str:
@@ -92,12 +91,14 @@ class Drawing:
         return f"{self.spec.notebook}{self.variant}"
 
     @property
-    def of_several_machines(self) -> bool:
-        return all(pattern.startswith("/") for pattern in self.spec.reads)
+    def run(self) -> Result:
+        """The run whose rows it shows."""
+        return Result(self.root, self.machine, self.device, self.stem)
 
     @property
     def sources(self) -> list[Path]:
-        return [path for found in self.files for path in found]
+        """The files that it is drawn from, in the order of the figure's `reads`."""
+        return [self.run.folder / name.format(stem=self.stem) for name in self.spec.reads]
 
     def picture(self, kind: str) -> Path:
         return self.root / "reports" / "figures" / f"{self.name}.{kind}"
@@ -154,20 +155,7 @@ class Library:
         Raises:
             RecordError: one of the files does not hold.
         """
-        import pandas as pd
-
-        found = []
-        for paths in drawing.files:
-            frames = [self.read(path) for path in paths]
-            if len(frames) > 1:  # which run and variant a row is of
-                pairs = zip(frames, paths, strict=True)
-                frames = [frame.assign(stem=owner_of(path)[0].stem) for frame, path in pairs]
-            found.append(
-                frames[0]
-                if len(frames) == 1
-                else pd.concat(frames, ignore_index=True).convert_dtypes()
-            )
-        return found
+        return [self.read(path) for path in drawing.sources]
 
     def say(self, path: Path) -> str:
         """A path as a sentence names it."""
@@ -324,96 +312,32 @@ def find_drawings(results: list[Result]) -> tuple[list[Drawing], list[str]]:
     drawings: list[Drawing] = []
     problems: list[str] = []
     for spec in FIGURES:
-        if all(pattern.startswith("/") for pattern in spec.reads):
-            drawings += _of_several_machines(spec, results)
-        elif any("{stem}" in pattern for pattern in spec.reads):
-            for result in results:
-                if result.notebook == spec.notebook:
-                    drawing, missing = _of_run(spec, result)
-                    drawings += [drawing] if drawing else []
-                    problems += missing
-        else:
-            drawings += _of_machine(spec, results)
+        for result in (one for one in results if one.notebook == spec.notebook):
+            where = result.machine, result.device, result.variant
+            drawing = Drawing(result.root, spec, *where)
+            missing = [path for path in drawing.sources if not path.is_file()]
+            if not missing:
+                drawings.append(drawing)
+            elif missing[0] != result.rows:  # of rows that are not there the table tells
+                name = name_in(missing[0], result.root)
+                problems.append(f"{name} is not there, and figure {spec.id} reads it.")
     return drawings, problems
-
-
-def _of_run(spec: "FigureSpec", result: Result) -> tuple[Drawing | None, list[str]]:
-    from posmat.figures import ROWS
-
-    files = [_files(result.root, result.folder, pattern, result.stem) for pattern in spec.reads]
-    for pattern, found in zip(spec.reads, files, strict=True):
-        if not found and pattern == ROWS:
-            return None, []  # making the table tells of it
-        if not found:
-            missing = (result.folder / pattern.format(stem=result.stem)).relative_to(result.root)
-            return None, [f"{missing.as_posix()} is not there, and figure {spec.id} reads it."]
-    machine, device = result.machine, result.device
-    return Drawing(result.root, spec, machine, device, result.variant, tuple(files)), []
-
-
-def _of_machine(spec: "FigureSpec", results: list[Result]) -> list[Drawing]:
-    found = []
-    for folder in dict.fromkeys(result.folder for result in results):
-        root = folder.parents[2]
-        files = tuple(_files(root, folder, pattern) for pattern in spec.reads)
-        if all(len(own) >= spec.at_least for own in files):
-            found.append(Drawing(root, spec, folder.parent.name, folder.name, "", files))
-    return found
-
-
-def _of_several_machines(spec: "FigureSpec", results: list[Result]) -> list[Drawing]:
-    if not results:
-        return []
-    root = results[0].root
-    found = []
-    machines = {result.machine for result in results}
-    for name, left_out in ((PUBLISHED, set(OWN)), (LOCAL, {QUICK})):
-        if not machines - left_out or (name == LOCAL and LOCAL not in machines):
-            continue
-        files = tuple(
-            tuple(
-                path
-                for path in _files(root, root / "data", pattern.lstrip("/"))
-                if path.relative_to(root / "data").parts[0] not in left_out
-            )
-            for pattern in spec.reads
-        )
-        of_own = any(path.parents[1].name == LOCAL for own in files for path in own)
-        if all(len(own) >= spec.at_least for own in files) and (name != LOCAL or of_own):
-            found.append(Drawing(root, spec, name, ALL, "", files))
-    return found
-
-
-def _files(root: Path, folder: Path, pattern: str, stem: str = "") -> tuple[Path, ...]:
-    """The files that a pattern of `reads` names; '*' stands for no other kind of frame."""
-    if pattern.startswith("/"):
-        folder, pattern = root / "data", pattern.lstrip("/")
-    if "{stem}" in pattern:  # a stem may hold what glob takes for a pattern
-        path = folder / pattern.format(stem=stem)
-        return (path,) if path.is_file() else ()
-    of_frames = "." in Path(pattern).name.removesuffix(".csv")
-    return tuple(
-        path for path in sorted(folder.glob(pattern)) if bool(owner_of(path)[1]) == of_frames
-    )
 
 
 @dataclass(frozen=True)
 class Words:
-    """What is said of a picture."""
+    """What is said of a picture: its caption, and itself for who cannot see it."""
 
     caption: str
-    finding: str
     alt: str
 
 
 def words_of(drawing: Drawing, frames: "list[pd.DataFrame]") -> Words:
-    """Caption, finding and alternative text of a picture, their figures from its rows."""
+    """Caption and alternative text of a picture, their figures from its rows."""
     from posmat.charts.style import summaries_kept
 
-    spec = drawing.spec
     with summaries_kept():
-        finding = spec.finding(*frames) if spec.finding else ""
-        return Words(spec.caption(*frames), finding, spec.in_words(*frames))
+        return Words(*drawing.spec.describe(*drawing.spec.shown(*frames)))
 
 
 def words_of_all(
@@ -531,7 +455,6 @@ def _do_share(
 
 def _draw(drawing: Drawing, library: Library) -> Words | str:
     """Draw and write one picture; what is said of it, or why it could not be drawn."""
-    from posmat.charts.style import summaries_kept
     from posmat.figures import draw_figure, write_figure
 
     try:
@@ -539,16 +462,14 @@ def _draw(drawing: Drawing, library: Library) -> Words | str:
     except RecordError as error:
         return str(error)
     try:
-        with summaries_kept():
-            figure = draw_figure(drawing.spec.id, *frames)
-            words = words_of(drawing, frames)
+        figure = draw_figure(drawing.spec.id, *frames)
     # Whatever a figure's function stumbles over in rows that somebody edited, the other figures
     # are still to be drawn.
     except Exception as error:
         return _stumbled(drawing, error)
     folder = make_folder(drawing.picture("svg").parent)
     write_figure(figure, drawing.spec.id, drawing.digest(), folder, drawing.suffix)
-    return words
+    return Words(figure.caption, figure.alt)
 
 
 def _stumbled(drawing: Drawing, error: Exception) -> str:

@@ -16,15 +16,12 @@ from urllib.parse import quote, unquote
 from posmat.records import RecordError, make_folder, replacing
 from posmat.report.citation import cite_figure
 from posmat.report.drawing import (
-    ALL,
     OWN,
-    PUBLISHED,
     Drawing,
     Library,
     Result,
     Words,
     is_timed,
-    owner_of,
     page_digest,
     read_provenance,
 )
@@ -38,7 +35,7 @@ _COLUMNS = ("Machine", "Processor or GPU", "Cores", "Memory", "Threads", "Versio
 _BLOCK = re.compile(r"(<!-- posmat:figure (\S+) -->\n)(.*?)(<!-- /posmat:figure -->)", re.DOTALL)
 _LINK = re.compile(r'(?:href|src)="([^"#]+)')  # what begins with '#' is on the page itself
 _LINK_MD = re.compile(r"\]\(([^)#]+)")
-_FEW = 6  # files or notebooks of one kind that a picture links to: a sweep may have a hundred
+_FOUND = "#What-we-found"  # where a notebook says what its figures show, as Jupyter names it
 _LEAD = (
     "Each method was compared with its reference before it was timed. Times are medians over "
     "blocks of calls; a ratio is paired within rounds, and its range is over fresh kernels where "
@@ -115,9 +112,7 @@ def describe_page(
     root = library.root
     figures = []
     for number, spec in enumerate(FIGURES, 1):
-        pictures = [
-            _picture(one, words[one], folder, library, results) for one in shown if one.spec is spec
-        ]
+        pictures = [_picture(one, words[one], folder, library) for one in shown if one.spec is spec]
         for place, picture in enumerate(pictures):
             picture["letter"] = _letters(place) if len(pictures) > 1 else ""
         if pictures:
@@ -138,29 +133,25 @@ def describe_page(
         "elsewhere": elsewhere,
         "elsewhere_md": [{**one, "href": "../README.md"} for one in elsewhere],
         "machine_columns": _COLUMNS,
-        "machines": [
-            _machine(machine, device, results, root)
-            for machine, device in machines
-            if device != ALL or any((r.machine, r.device) == (machine, device) for r in results)
-        ],
+        "machines": [_machine(machine, device, results, root) for machine, device in machines],
         "figures": figures,
     }
 
 
-def write_findings(root: Path, drawn: dict[Drawing, Words]) -> list[str]:
-    """Write the generated blocks of the project's README.md anew; what could not be, and why."""
+def write_readme(root: Path, drawn: dict[Drawing, Words]) -> list[str]:
+    """Write the figures in the project's README.md anew; what could not be, and why."""
     path = root / "README.md"
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    new, problems = with_findings(text, drawn)
+    new, problems = with_figures(text, drawn)
     if new != text:
         with replacing(path) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return problems
 
 
-def with_findings(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str]]:
+def with_figures(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str]]:
     """A README whose blocks between `<!-- posmat:figure NAME -->` and its end say what rows say."""
     by_name = {drawing.name: drawing for drawing in drawn}
     problems = []
@@ -173,59 +164,57 @@ def with_findings(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str
                 "its block is left as it was."
             )
             return match[0]
-        return f"{match[1]}{_finding(drawing, drawn[drawing])}{match[4]}"
+        return f"{match[1]}{_block(drawing, drawn[drawing])}{match[4]}"
 
     return _BLOCK.sub(block, text), problems
 
 
-def _finding(drawing: Drawing, words: Words) -> str:
-    """A picture with its finding, as the project's README shows it."""
-    root, folder = drawing.root, drawing.sources[0].parent
+def _block(drawing: Drawing, words: Words) -> str:
+    """A picture with its caption, as the project's README shows it."""
+    root, run = drawing.root, drawing.run
     picture = drawing.picture("png").relative_to(root).as_posix()
-    data = folder.relative_to(root).as_posix()
-    executed = root / "reports" / drawing.machine / drawing.device / f"{drawing.stem}.ipynb"
+    data = run.folder.relative_to(root).as_posix()
+    executed = run.report("ipynb")
     measured = ""
     if executed.exists():
         link = quote(executed.relative_to(root).as_posix())
-        measured = f", and the notebook that measured them is [here]({link})"
+        measured = f", and the notebook that measured them says [what we found]({link}{_FOUND})"
     return (
         f"![{escape_markdown(words.alt)}]({quote(picture)})\n\n"
-        f"{escape_markdown(words.finding or words.caption)} The figure is drawn from the rows in "
+        f"{escape_markdown(words.caption)} The figure is drawn from the rows in "
         f"[{data}]({quote(data)}){measured}.\n"
     )
 
 
-def _picture(
-    drawing: Drawing, words: Words, folder: Path, library: Library, results: list[Result]
-) -> dict:
+def _picture(drawing: Drawing, words: Words, folder: Path, library: Library) -> dict:
     """What a page says of one picture, its links from the page's folder."""
     root = drawing.root
     links = {kind: _link(drawing.picture(kind), folder) for kind in ("svg", "pdf", "png")}
-    runs = runs_behind(drawing, results)
-    files = []
-    for run in runs[:_FEW]:
-        of = f" ({run.machine}, {run.device}{run.variant})" if len(runs) > 1 else ""
-        executed = f"executed notebook{of}"
-        files.append((executed, executed, run.report("html")))
-        files.append((f".ipynb{of}", f"{executed} as .ipynb", run.report("ipynb")))
+    run = drawing.run
+    files = [
+        ("executed notebook", "executed notebook", run.report("html")),
+        (".ipynb", "executed notebook as .ipynb", run.report("ipynb")),
+    ]
     files += [(kind.upper(), kind.upper(), drawing.picture(kind)) for kind in links]
-    for path in drawing.sources[:_FEW]:
+    for path in drawing.sources:
         text = "rows (CSV)" if path == drawing.sources[0] else library.say(path)
         files.append((text, text, path))
-    if len(runs) == 1:
-        files.append(("table (CSV)", "table", runs[0].table))
-        files.append(("provenance", "provenance", runs[0].provenance))
+    files.append(("table (CSV)", "table", run.table))
+    files.append(("provenance", "provenance", run.provenance))
     source = root / "notebooks" / f"{drawing.spec.notebook}.ipynb"
     files.append(("source notebook", "source notebook", source))
     width, height = _size(drawing.picture("svg"))
-    measured, processors = measured_on(drawing, results, library)
+    facts, processors = measured_on(drawing, library)
     return {
         "name": drawing.name,
         "where": _where(drawing),
         "digest": drawing.digest(),
         "alt": words.alt,
         "caption": words.caption,
-        "finding": words.finding,
+        "found": {
+            kind: _link(path, folder) + _FOUND if (path := run.report(kind)).exists() else ""
+            for kind in ("html", "ipynb")
+        },
         "width": width,
         "height": height,
         "links": links,
@@ -235,41 +224,26 @@ def _picture(
             if path.exists()
         ],
         "table": _numbers(drawing, library),
-        "bibtex": cite_figure(root, drawing, measured, processors),
+        "bibtex": cite_figure(root, drawing, facts, processors),
     }
 
 
-def measured_on(
-    drawing: Drawing, results: list[Result], library: Library
-) -> tuple[list[dict], list[str]]:
+def measured_on(drawing: Drawing, library: Library) -> tuple[dict, list[str]]:
     """The provenance behind a picture, and the names of the processors or GPUs in its rows.
 
     Rows that were made of rows name none, and a frame may not: there provenance does.
     """
-    facts = []
-    for run in runs_behind(drawing, results):
-        try:
-            facts.append(read_provenance(run.provenance, library.root))
-        except RecordError:  # `posmat check` tells of it
-            continue
+    try:
+        facts = read_provenance(drawing.run.provenance, library.root)
+    except RecordError:  # `posmat check` tells of it
+        facts = {}
     names: dict[str, None] = {}
     for path in drawing.sources:
         frame = library.read(path)
         if "processor" in frame:
             names |= dict.fromkeys(str(name) for name in frame["processor"].dropna().unique())
-    if not names:
-        known = (
-            one.get("device", {}).get("gpu") or one.get("host", {}).get("processor")
-            for one in facts
-        )
-        names = dict.fromkeys(str(name) for name in known if name)
-    return facts, list(names)
-
-
-def runs_behind(drawing: Drawing, results: list[Result]) -> list[Result]:
-    """The runs whose rows or frames a picture is drawn from."""
-    owners = {owner_of(path)[0] for path in drawing.sources}
-    return [result for result in results if result.provenance in owners]
+    known = facts.get("device", {}).get("gpu") or facts.get("host", {}).get("processor")
+    return facts, list(names) or ([str(known)] if known else [])
 
 
 def _numbers(drawing: Drawing, library: Library) -> dict | None:
@@ -293,10 +267,6 @@ def _cell(value: object) -> str:
 
 def _where(drawing: Drawing) -> str:
     """Machine, device and variant, as a heading says them."""
-    if drawing.of_several_machines and drawing.machine == PUBLISHED:
-        return "the published machines"
-    if drawing.of_several_machines:
-        return "your own runs beside the published machines"
     variant = drawing.variant.strip("-").replace("-", ", ").replace("=", " = ")
     return " · ".join(filter(None, (drawing.machine, drawing.device, variant)))
 

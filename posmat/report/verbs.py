@@ -47,7 +47,7 @@ def add_verbs(verbs, root) -> None:
 def redraw(
     root: Path, asked: list[str] | None = None, workers: int = 1, machine: str | None = None
 ) -> tuple[str, list[str]]:
-    """Draw figures, tables, pages and the README's findings; what was drawn, and what was not.
+    """Draw figures, tables, pages and the README's figures; what was drawn, and what was not.
 
     Args:
         root: the project.
@@ -58,7 +58,6 @@ def redraw(
     """
     from posmat.report.drawing import (
         OWN,
-        PUBLISHED,
         Library,
         chosen,
         draw_all,
@@ -66,7 +65,7 @@ def redraw(
         find_results,
         words_of_all,
     )
-    from posmat.report.gallery import write_findings, write_pages
+    from posmat.report.gallery import write_pages, write_readme
 
     results = find_results(root)
     if not results:
@@ -80,20 +79,20 @@ def redraw(
         drawn, _, bad = draw_all(chosen(drawings, asked), [], library, workers)
         return _count(len(drawn), "figure"), list(dict.fromkeys(bad))
     own = machine in OWN
-    wanted = {machine, None if own else PUBLISHED} if machine else {one.machine for one in drawings}
+    wanted = [one for one in drawings if machine in (None, one.machine)]
     drawn, tables, bad = draw_all(
-        [one for one in drawings if one.machine in wanted],
+        wanted,
         [one for one in results if machine in (None, one.machine)],
         library,
         workers,
     )
     problems += bad
-    said, bad = words_of_all([one for one in drawings if one.machine not in wanted], library)
+    said, bad = words_of_all([one for one in drawings if one not in wanted], library)
     problems += bad
     shown = {one: (drawn | said)[one] for one in drawings if one in drawn or one in said}
     pages = write_pages(root, shown, results, library, machine if own else None)
     if not own:
-        problems += write_findings(root, shown)
+        problems += write_readme(root, shown)
     counts = (len(drawn), "figure"), (tables, "table"), (len(pages), "page")
     lines = [", ".join(_count(*count) for count in counts) + " drawn. Open:"]
     lines += [f"  {page}" for page in pages if page.suffix == ".html"]
@@ -147,7 +146,7 @@ def _cite(root: Path, figure: str | None) -> int:
     published = [one for one in found if one.machine not in OWN]
     said_of, problems = words_of_all(published or found, library)
     for place, (drawing, words) in enumerate(said_of.items()):
-        measured, processors = measured_on(drawing, results, library)
+        measured, processors = measured_on(drawing, library)
         entry = citation.cite_figure(root, drawing, measured, processors)
         said = citation.tell_figure(drawing, figure_number(drawing.spec.id), words, entry)
         print(("\n" if place else "") + said)

@@ -109,5 +109,6 @@ def execute(folder: Path, stem: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     output = new_output("stream", text="a line that is long enough to scroll " * 9)
     cells = [new_markdown_cell(f"# {stem}"), new_code_cell("1", outputs=[output])]
+    cells.append(new_markdown_cell("## What we found"))
     nbformat.write(new_notebook(cells=cells), folder / f"{stem}.ipynb")
     write_page(folder / f"{stem}.ipynb")

@@ -93,15 +93,15 @@ HARM = {
         ["reports/figures/old-alpha-cpu.svg belongs to no rows in data/"],
     ),
     "a number in the README": (
-        lambda root: change(root / "README.md", "times the time of", "times"),
-        ["README.md has a finding that its rows do not give"],
+        lambda root: change(root / "README.md", " ms (", "0 ms ("),
+        ["README.md does not say what its rows give"],
     ),
     "a page that says something else": (
-        lambda root: change(root / "reports/index.html", "times the time of", "of the time of"),
+        lambda root: change(root / "reports/index.html", "the paired ratio", "no ratio"),
         ["reports/index.html does not say what its rows give: run 'posmat draw'."],
     ),
     "a page for a code host that says something else": (
-        lambda root: change(root / "reports/README.md", "**The sign-magnitude", "**No sign"),
+        lambda root: change(root / "reports/README.md", "The sign-magnitude", "No sign"),
         ["reports/README.md does not say what its rows give: run 'posmat draw'."],
     ),
     "no source notebook": (
@@ -178,7 +178,7 @@ HARM = {
             *(f"{PICTURE}.{kind} was drawn from other rows" for kind in ("svg", "pdf", "png")),
             "reports/index.html shows other rows",
             "reports/README.md shows other rows",
-            "README.md has a finding that its rows do not give",
+            "README.md does not say what its rows give",
         ],
     ),
     "no provenance": (

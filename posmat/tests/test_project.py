@@ -49,7 +49,10 @@ def test_versions_are_pinned_in_one_place():
     pins = [line for line in constraints.splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", pin) for pin in pins)
     for name in ("pyproject.toml", "environment.yml", "Makefile", "README.md"):
-        assert "2.13.0" not in (ROOT / name).read_text(), name
+        text = re.sub(
+            "<!-- posmat:figure .*?/posmat:figure", "", (ROOT / name).read_text(), flags=re.S
+        )
+        assert "2.13.0" not in text, name  # but for what a figure was measured with
     assert '"torch>=2.9"' in (ROOT / "pyproject.toml").read_text()
 
 
