@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from posmat.charts.machines import caption_speedup, lines_of_speedup, speedup
 from posmat.charts.multipliers import (
     RANDOM_TABLE,
     caption_cost_against_rank,
@@ -35,9 +34,12 @@ from posmat.charts.scaling import caption_of_sizes, rates_of, roofline, scaling
 from posmat.charts.style import STYLE, Chart, in_words, medians, summaries_kept
 from posmat.charts.times import (
     caption_of_times,
+    caption_speedup,
     caption_then_and_now,
+    lines_of_speedup,
     lines_of_times,
     rows_then_and_now,
+    speedup,
     then_and_now,
     time_per_method,
 )

@@ -18,12 +18,14 @@ from posmat.charts.style import (
     as_text,
     chart_of_nothing,
     describe_rows,
+    dots_on_lines,
     listed,
     name_of,
     plain_log_ticks,
     summary_of,
     words_of_range,
     words_of_threads,
+    write_on_line,
 )
 from posmat.summary import AGAIN, baseline_of
 
@@ -286,34 +288,28 @@ def output_error(errors: pd.DataFrame, title: str) -> Chart:
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     panels[0].axvline(0, color=FAINT, linewidth=0.5)
+    looks, shifts = _looks(inputs, 0.36)
+    y = shares["multiplier"].map(names.index) + shares["inputs"].map(shifts)
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.1, 1.0), "ncols": 2, "fontsize": 7}
+    above |= {"handletextpad": 0.1, "columnspacing": 1, "markerscale": 1.2}
     for axes, part in zip(panels, ("bias", "spread"), strict=True):
-        for index, kind in enumerate(inputs):
-            colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
-            for place, name in enumerate(names):
-                own = shares[(shares["multiplier"] == name) & (shares["inputs"] == kind)][part]
-                y = place + 0.36 * (index - (len(inputs) - 1) / 2)
-                axes.plot(own, [y] * len(own), mark, color=colour, markersize=2.4, alpha=0.3,
-                          markeredgewidth=0)  # fmt: skip
-                axes.plot([own.median()], [y], mark, color=colour, markersize=4.6,
-                          markeredgecolor="white", markeredgewidth=0.4,
-                          label=kind if place == 0 else None)  # fmt: skip
-        axes.set(xlabel=f"{part} / signal [%]", ylim=(len(names) - 0.5, -0.5))
-        axes.set_yticks(range(len(names)), names)
-        axes.grid(axis="x")
+        points = pd.DataFrame({"x": shares[part], "y": y, "kind": shares["inputs"]})
+        dots_on_lines(
+            axes, points, looks, len(names), f"{part} / signal [%]", log=False,
+            faint={"size": 2.4, "alpha": 0.3}, legend=above if part == "bias" else None,
+            size=4.6, markeredgecolor="white", markeredgewidth=0.4,
+        )  # fmt: skip
+        axes.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
         axes.tick_params(left=False)
-        axes.spines["left"].set_visible(False)
-    panels[0].legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.1, 1.0),
-        ncols=2,
-        frameon=False,
-        fontsize=7,
-        handletextpad=0.1,
-        columnspacing=1,
-        markerscale=1.2,
-    )
     figure.head(title)
     return figure
+
+
+def _looks(kinds: list[str], apart: float) -> tuple[dict[str, tuple[str, str]], dict[str, float]]:
+    """Colour and mark of each kind, and how far off its line it stands."""
+    looks = zip(kinds, zip(COLOURS * len(kinds), MARKS * len(kinds), strict=False), strict=False)
+    middle = (len(kinds) - 1) / 2
+    return dict(looks), {kind: apart * (place - middle) for place, kind in enumerate(kinds)}
 
 
 def shares_of_signal(errors: pd.DataFrame) -> pd.DataFrame:
@@ -372,42 +368,18 @@ def _marks_by_line(
     With `each` the rows are faint dots and their mean is the bold one.
     """
     lines, marks = list(rows[line].unique()), list(rows[mark].unique())
-    colours = dict(zip(marks, COLOURS * len(marks), strict=False))
+    looks, shifts = _looks(marks, 0.16 if each else 0)
+    y = rows[line].map(lines.index) + rows[mark].map(shifts)
+    points = pd.DataFrame({"x": rows[x].astype(float), "y": y, "kind": rows[mark]})
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 1.05 + 0.34 * len(lines)), layout="constrained")
     axes = figure.subplots()
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 2 + len(marks) % 2}
+    above |= {"fontsize": 6.5, "handletextpad": 0.1, "columnspacing": 1.2}
+    dots_on_lines(
+        axes, points, looks, len(lines), xlabel, log=log, centre="mean",
+        faint={"size": 2.5, "alpha": 0.3} if each else None, legend=above,
+    )  # fmt: skip
     for place, name in enumerate(lines):
-        for index, kind in enumerate(marks):
-            values = rows[(rows[line] == name) & (rows[mark] == kind)][x].astype(float)
-            if values.empty:
-                continue
-            y = place + 0.16 * (index - (len(marks) - 1) / 2) if each else place
-            look = {"color": colours[kind], "linestyle": "none"}
-            if each:
-                dots = {"marker": "o", "markersize": 2.5, "alpha": 0.3, "markeredgewidth": 0}
-                axes.plot(values, [y] * len(values), **dots, **look)
-            look |= {"marker": MARKS[index % len(MARKS)], "markersize": 4}
-            label = kind if kind not in _labels(axes) else None
-            axes.plot([values.mean()], [y], **look, label=label)
-        where = {"transform": axes.get_yaxis_transform(), "va": "center"}
-        axes.text(0.0, place - 0.34, name, fontsize=7, **where)
-    if log:
-        axes.set_xscale("log")
-        plain_log_ticks(axes.xaxis, rows[x].astype(float))
-    axes.set(xlabel=xlabel, yticks=[], ylim=(len(lines) - 0.6, -0.7))
-    axes.grid(axis="x", which="major")
-    axes.spines["left"].set_visible(False)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=2 + len(marks) % 2,
-        fontsize=6.5,
-        frameon=False,
-        handletextpad=0.1,
-        columnspacing=1.2,
-    )
+        write_on_line(axes, place, name)
     figure.head(title)
     return figure
-
-
-def _labels(axes) -> list[str]:
-    return axes.get_legend_handles_labels()[1]

@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from posmat.summary import format_figures, is_control, summarize
@@ -240,6 +241,82 @@ def _line_in_words(name: str | tuple, line: pd.Series) -> str:
     if len(line) == 1:  # what it is, the chart's kind says
         return f"{words} {line.iloc[0]}"
     return f"{words}: {', '.join(f'{what} {value}' for what, value in line.items())}"
+
+
+def dots_on_lines(
+    axes,
+    points: pd.DataFrame,
+    looks: dict[str, tuple[str, str]],
+    lines: int,
+    xlabel: str,
+    *,
+    log: bool = True,
+    centre: str = "median",
+    whisker: tuple[str, int] | None = None,
+    faint: dict | None = None,
+    legend: dict | None = None,
+    size: float = 4,
+    **bold,
+) -> None:
+    """On each line a bold dot with its whisker, and faintly the dots that they are of.
+
+    Args:
+        axes: where to draw.
+        points: `x`, `y` (0 for the first line, or a little off), the `kind` of dot, and `hollow`
+            where the bold dot of some has no face.
+        looks: colour and mark of each kind, in the order of the legend.
+        lines: how many there are.
+        xlabel: what `x` is.
+        log: whether `x` is shown on a logarithmic axis.
+        centre: seaborn's name of where the bold dot stands.
+        whisker: seaborn's name of what the whisker spans.
+        faint: how the dots of `points` look, where they are shown.
+        legend: where the legend stands, where there is one.
+        size: of the bold dots, which `bold` says more of.
+    """
+    axes.set(xscale="log" if log else "linear")
+    points = points if "hollow" in points else points.assign(hollow=False)
+    handles = []
+    for kind, (colour, mark) in looks.items():
+        own = points[points["kind"] == kind]
+        if own.empty:
+            continue
+        shared = {"data": own, "x": "x", "y": "y", "color": colour, "orient": "y", "ax": axes}
+        if faint:
+            sns.stripplot(**shared, native_scale=True, jitter=False, marker=mark, **faint)
+        look = {"markersize": size, "linestyle": "none", "zorder": 4} | bold
+        sns.pointplot(**shared, native_scale=True, estimator=centre, errorbar=whisker, markers=mark,
+                      err_kws={"linewidth": 1.6}, **look)  # fmt: skip
+        hollow = own[own["hollow"]].groupby("y")["x"].agg(centre)
+        if len(hollow):
+            dot = {"markersize": size + 1.5, "markeredgewidth": 1.3, "markerfacecolor": "white"}
+            axes.plot(hollow, hollow.index, mark, color=colour, zorder=5, **dot)
+        face = "white" if own["hollow"].all() else colour
+        look = {"color": colour, "markerfacecolor": face, "marker": mark} | look
+        handles.append(Line2D([], [], label=kind, **look))
+    axes.set(xlabel=xlabel, ylabel="", yticks=[], ylim=(lines - 0.6, -0.75))
+    if points.empty:
+        axes.set_xticks([])
+    elif log:
+        plain_log_ticks(axes.xaxis, points["x"])
+    axes.grid(axis="x", which="major")
+    axes.spines["left"].set_visible(False)
+    if legend:
+        axes.legend(handles=handles, frameon=False, **legend)
+
+
+def with_ends(points: pd.DataFrame) -> pd.DataFrame:
+    """Each point three times, as itself and as its `low` and `high`: their range is its whisker."""
+    ends = [points.assign(x=points[name]) for name in ("low", "high")]
+    return pd.concat([points, *ends]).dropna(subset="x")
+
+
+def write_on_line(axes, place: int, left: str, right: str = "", colour: str = INK) -> None:
+    """A line's name at its left and a value at its right, above the dots."""
+    style = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour}
+    axes.text(0.0, place - 0.32, left, ha="left", fontsize=7.5, **style)
+    if right:
+        axes.text(1.0, place - 0.32, right, ha="right", fontsize=7, **style)
 
 
 def plain_log_ticks(axis, values: pd.Series) -> None:

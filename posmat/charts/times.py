@@ -1,9 +1,13 @@
-"""Charts of times: one line per method, and the seed's times beside today's."""
+"""Charts of one line per method: times, speedup beside the noise, then and now.
+
+A ratio is the one of `summarize`, paired by round; its whisker is the interval of one run, or the
+range over several.
+"""
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from posmat.charts.style import (
     BLUE,
@@ -14,18 +18,23 @@ from posmat.charts.style import (
     MARKS,
     ORANGE,
     Chart,
+    chart_of_nothing,
     describe_rows,
+    dots_on_lines,
     has_ratio,
     listed,
     name_of,
-    plain_log_ticks,
     summary_of,
     value_of,
+    with_ends,
+    words_of_kernels,
+    words_of_range,
     words_of_rounds,
     words_of_threads,
     words_of_wrong,
+    write_on_line,
 )
-from posmat.summary import FLOOR, baseline_of, is_control
+from posmat.summary import AGAIN, FLOOR, baseline_of, is_control
 
 
 def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
@@ -40,54 +49,29 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     baseline = baseline_of(rows)
     methods = list(table.index)
     timed = rows[(rows["state"] == "timed") & rows["method"].isin(methods)]
-    timed = pd.DataFrame(
+    timed = timed.astype({"method": str})
+    kinds = {name: "control" if is_control(name) else "" for name in methods}
+    kinds[baseline] = "baseline"
+    points = pd.DataFrame(
         {
-            "method": timed["method"].astype(str),
-            "ms": timed["seconds"].astype(float) * 1e3,
+            "x": timed["seconds"].astype(float) * 1e3,
+            "y": timed["method"].map(methods.index),
+            "kind": timed["method"].map(kinds),
+            "hollow": timed["method"].map(table["wrong"]),
         }
     )
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.85 + 0.34 * len(methods)), layout="constrained")
     axes = figure.subplots()
-    palette = {m: FAINT if is_control(m) else ORANGE if m == baseline else BLUE for m in methods}
-    axes.set(xscale="log", xlabel="time per call [ms]", ylabel="")
-    if len(timed):
-        shared = {
-            "data": timed,
-            "x": "ms",
-            "y": "method",
-            "order": methods,
-            "hue": "method",
-            "palette": palette,
-            "legend": False,
-            "ax": axes,
-        }
-        sns.stripplot(**shared, jitter=False, size=2.5, alpha=0.25)
-        sns.pointplot(
-            **shared,
-            estimator="median",
-            errorbar=("pi", 50),
-            linestyle="none",
-            markersize=4,
-            err_kws={"linewidth": 1.6},
-        )
-        axes.set(xlabel="time per call [ms]", ylabel="")
-        plain_log_ticks(axes.xaxis, timed["ms"])
-    else:
-        axes.set_xticks([])
+    looks = {"baseline": (ORANGE, "o"), "": (BLUE, "o"), "control": (FAINT, "o")}
+    few = {"size": 2.5, "alpha": 0.25}
+    dots_on_lines(
+        axes, points, looks, len(methods), "time per call [ms]", whisker=("pi", 50), faint=few
+    )
+    for place, (method, line) in enumerate(table.iterrows()):
+        name, value = name_of(method, line["wrong"]), value_of(method, line, "   {}×")
+        write_on_line(axes, place, name, value, FAINT if is_control(method) else INK)
     axes.set_title(describe_rows(rows), fontsize=6.5, color=FAINT)
     figure.head(title)
-    axes.set_yticks([])
-    axes.set_ylim(len(methods) - 0.6, -0.75)
-    axes.grid(axis="x", which="major")
-    axes.spines["left"].set_visible(False)
-    for place, (method, line) in enumerate(table.iterrows()):
-        if line["wrong"] and line["state"] == "timed":
-            dot = {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": "white"}
-            axes.plot([1e3 * line["median"]], [place], "o", color=palette[method], **dot)
-        style = {"transform": axes.get_yaxis_transform(), "y": place - 0.3}
-        style |= {"color": FAINT if is_control(method) else INK, "va": "center", "fontsize": 7.5}
-        axes.text(0.0, s=name_of(method, line["wrong"]), ha="left", **style)
-        axes.text(1.0, s=value_of(method, line, "   {}×"), ha="right", **style)
     return figure
 
 
@@ -130,7 +114,72 @@ def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
     return caption
 
 
+def speedup(rows: pd.DataFrame, title: str) -> Chart:
+    """One line per method: how many times faster than the baseline, with its interval.
+
+    The last line is the control, the baseline timed a second time: its interval is the noise.
+    """
+    shown, baseline = lines_of_speedup(rows), baseline_of(rows)
+    if shown.empty:
+        return chart_of_nothing(title, f"{baseline} has no time here: there is no speedup over it.")
+    points = pd.DataFrame(
+        {
+            "x": 1 / shown["ratio"].astype(float),
+            "low": 1 / shown["ratio_high"].astype(float),
+            "high": 1 / shown["ratio_low"].astype(float),
+            "y": range(len(shown)),
+            "kind": ["control" if is_control(name) else "" for name in shown.index],
+            "hollow": shown["wrong"],
+        }
+    )
+    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.95 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(1, color=FAINT, linewidth=0.6, zorder=1)
+    looks = {"": (BLUE, "o"), "control": (INK, "D")}
+    xlabel = f"speedup over {baseline}"
+    dots_on_lines(axes, with_ends(points), looks, len(shown), xlabel, whisker=("pi", 100))
+    for place, (method, line) in enumerate(shown.iterrows()):
+        value = words_of_range(line, inverse=True)
+        write_on_line(axes, place, name_of(method, line["wrong"]), value)
+    axes.set_title(describe_rows(rows[rows["clock"] == "host"]), fontsize=6.5, color=FAINT)
+    figure.head(title)
+    return figure
+
+
+def lines_of_speedup(rows: pd.DataFrame) -> pd.DataFrame:
+    """The lines whose ratio says something: all but the baseline's own, the control at the end."""
+    table = summary_of(rows)
+    has = table[(table["state"] == "timed") & table["ratio"].notna()]
+    has = has.drop(index=[baseline_of(rows), FLOOR], errors="ignore")
+    last = np.array([str(name).endswith(AGAIN) for name in has.index], dtype=bool)
+    return pd.concat([has[~last], has[last]])
+
+
+def caption_speedup(rows: pd.DataFrame) -> str:
+    """What the marks of `speedup` are."""
+    baseline = baseline_of(rows)
+    shown = lines_of_speedup(rows)
+    if shown.empty:
+        return f"No speedup: {baseline} has no time here. {describe_rows(rows)}."
+    runs = int(shown["runs"].max())
+    whisker = (
+        "the range of the runs" if runs > 1 else "95 % intervals, of which one run knows no better"
+    )
+    control = (
+        f" The line '{baseline}{AGAIN}', a diamond, is the baseline timed a second time: its "
+        "interval is the noise floor."
+        if f"{baseline}{AGAIN}" in shown.index
+        else ""
+    )
+    return (
+        f"Speedup over {baseline}: medians of the ratios within a round, with {whisker} "
+        f"({words_of_kernels(runs)}).{control}{words_of_wrong(shown)} {describe_rows(rows)}, "
+        f"PyTorch {rows['torch'].iloc[0]}."
+    )
+
+
 _OF_THE_SEED = ("time.clock", "time.time")
+_HOLLOW = ", clock did not wait"
 
 
 def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
@@ -141,47 +190,32 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
     rows = rows_then_and_now(rows)
     lines = list(rows["line"].unique())
     then, now = _places(rows)
-    colours = dict.fromkeys(then, INK)
-    colours |= {place: COLOURS[index % len(COLOURS)] for index, place in enumerate(now)}
+    looks, shifts = {}, {}
+    for index, place in enumerate(then + now):
+        look = INK if place in then else COLOURS[(index - len(then)) % len(COLOURS)]
+        looks |= dict.fromkeys((place, f"{place}{_HOLLOW}"), (look, MARKS[index % len(MARKS)]))
+        shifts[place] = 0.14 * (index - len(then) - (len(now) - 1) / 2) if place in now else 0
+    named = {"x": "milliseconds", "low": "q25_milliseconds", "high": "q75_milliseconds"}
+    points = pd.DataFrame(
+        {name: pd.to_numeric(rows[of], errors="coerce").astype(float) for name, of in named.items()}
+        | {
+            "y": rows["line"].map(lines.index) + rows["where"].map(shifts),
+            "kind": rows["where"].where(~rows["hollow"], rows["where"] + _HOLLOW),
+            "hollow": rows["hollow"],
+        }
+    )
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 1.1 + 0.34 * len(lines)), layout="constrained")
     axes = figure.subplots()
-    for index, place in enumerate(then + now):
-        shift = 0.14 * (index - len(then) - (len(now) - 1) / 2) if place in now else 0
-        for hollow in (False, True):
-            own = rows[(rows["where"] == place) & (rows["hollow"] == hollow)]
-            if own.empty:
-                continue
-            y = [lines.index(line) + shift for line in own["line"]]
-            quartiles = own["q25_milliseconds"].notna()
-            axes.hlines(
-                [at for at, has in zip(y, quartiles, strict=True) if has],
-                own.loc[quartiles, "q25_milliseconds"].astype(float),
-                own.loc[quartiles, "q75_milliseconds"].astype(float),
-                color=colours[place],
-                linewidth=1.6,
-            )
-            axes.plot(
-                own["milliseconds"].astype(float),
-                y,
-                MARKS[index % len(MARKS)],
-                color=colours[place],
-                markerfacecolor="white" if hollow else colours[place],
-                markersize=4.4,
-                label=f"{place}, clock did not wait" if hollow else place,
-            )
-    axes.set(xscale="log", xlabel="time per call [ms]", ylabel="")
-    axes.set_yticks([])
-    axes.set_ylim(len(lines) - 0.6, -0.75)
-    axes.grid(axis="x", which="major")
-    axes.spines["left"].set_visible(False)
-    plain_log_ticks(axes.xaxis, rows["milliseconds"].astype(float))
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "fontsize": 6.5}
+    dots_on_lines(
+        axes, with_ends(points), looks, len(lines), "time per call [ms]", whisker=("pi", 100),
+        legend=above,
+    )  # fmt: skip
     elsewhere = _on_another_device(rows)
     for place, line in enumerate(lines):
-        label = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "center"}
         note = f" (2020 on {elsewhere[line]})" if line in elsewhere else ""
-        axes.text(0.0, place - 0.33, f"{line}{note}", fontsize=7, **label)
+        write_on_line(axes, place, f"{line}{note}")
     figure.head(title)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=6.5, frameon=False)
     return figure
 
 
