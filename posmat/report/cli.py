@@ -1,17 +1,20 @@
 """The command `posmat`: what a person types, checked, and what went wrong in one sentence."""
 
-import argparse
 import importlib.util
 import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import click
 
 from posmat.records import ALL_DEVICES, LOCAL, QUICK, RecordError, project_root
 from posmat.report.parameters import UsageError
-from posmat.report.verbs import add_verbs, redraw
+from posmat.report.verbs import check, cite, draw, redraw
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
+_DEVICES = click.Choice(["cpu", "cuda", "all"])
 
 
 def main(words: list[str] | None = None) -> int:
@@ -19,14 +22,20 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what is said has signs that not every system has
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
-    parser = _parser()
-    asked = parser.parse_args(words)
+    words = list(sys.argv[1:] if words is None else words)
     try:
-        code = asked.run(asked)
+        with verbs.make_context("posmat", words) as context:
+            code = verbs.invoke(context)
         sys.stdout.flush()
         return code
+    except click.exceptions.Exit as done:  # --help
+        return done.exit_code
     except UsageError as error:
         print(f"posmat: {error}", file=sys.stderr)
+        return WRONG_USE
+    except click.UsageError as error:
+        wrong, where = error.format_message().rstrip("."), error.ctx.command_path
+        print(f"posmat: {wrong}; see {where} --help.", file=sys.stderr)
         return WRONG_USE
     except (RecordError, KeyError) as error:
         print(f"posmat: {error.args[0]}", file=sys.stderr)
@@ -40,88 +49,73 @@ def main(words: list[str] | None = None) -> int:
         return FAILED
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that says in one sentence what is wrong."""
-
-    def error(self, message: str):
-        self.exit(WRONG_USE, f"posmat: {message}; see {self.prog} --help.\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="posmat", description="The positive matrix product: run the notebooks, keep the rows."
-    )
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    _add_report(verbs)
-    _add_worker(verbs)
-    add_verbs(verbs, _root)
-    return parser
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def verbs(context: click.Context) -> None:
+    """The positive matrix product: run the notebooks, keep the rows."""
+    context.obj = _root  # the verbs are told where the project is when they ask
 
 
-def _add_report(verbs) -> None:
-    report = verbs.add_parser(
-        "report",
-        help="run notebooks and keep their rows, tables and figures",
-        description="Run notebooks headless; each goes into data/ and reports/ when it succeeded. "
-        "One that is up to date is not run again.",
-    )
-    report.add_argument(
-        "notebooks", nargs="*", metavar="NOTEBOOK", help="a number (05) or a name; default: all"
-    )
-    report.add_argument(
-        "--device",
-        choices=["cpu", "cuda", "all"],
-        default="all",
-        help="all: the CPU, and CUDA where there is a device (default)",
-    )
-    report.add_argument(
-        "-p",
-        dest="parameters",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter of the notebook (see --parameters); NAME=A,B,C is a grid, a run for "
-        "each. A comma that belongs to the value is written '\\,', except where the default has "
-        "one; giving -p again adds values",
-    )
-    report.add_argument(
-        "--parameters", dest="show_parameters", action="store_true", help="list them, run nothing"
-    )
-    report.add_argument(
-        "--machine",
-        default=LOCAL,
-        metavar="NAME",
-        help="publish under this name; without it the run is your own (local) and git ignores it",
-    )
-    report.add_argument(
-        "--quick", action="store_true", help="small sizes, into folders of their own (quick)"
-    )
-    report.add_argument(
-        "--runs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="repeat each notebook in N fresh kernels and pool their rows",
-    )
-    report.add_argument("--force", action="store_true", help="run what is up to date, too")
-    report.add_argument(
-        "--cell-timeout", type=int, metavar="SECONDS", help="a cell that takes longer is a failure"
-    )
-    report.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="run on the workers of this dask scheduler (tcp://host:8786), under their names",
-    )
-    report.add_argument(
-        "--every-machine",
-        action="store_true",
-        help="with --scheduler: each job once on every machine that has its device",
-    )
-    report.add_argument("--quiet", action="store_true", help="tell failures and the last line only")
-    report.set_defaults(run=_report)
+for verb in (draw, check, cite):
+    verbs.add_command(verb)
 
 
-def _report(asked: argparse.Namespace) -> int:
+@verbs.command(short_help="run notebooks and keep their rows, tables and figures")
+@click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]...")
+@click.option(
+    "--device",
+    type=_DEVICES,
+    default="all",
+    help="all: the CPU, and CUDA where there is a device (default)",
+)
+@click.option(
+    "-p",
+    "parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="a parameter of the notebook (see --parameters); NAME=A,B,C is a grid, a run for each. A "
+    "comma that belongs to the value is written '\\,', except where the default has one; giving -p "
+    "again adds values",
+)
+@click.option("--parameters", "show_parameters", is_flag=True, help="list them, run nothing")
+@click.option(
+    "--machine",
+    default=LOCAL,
+    metavar="NAME",
+    help="publish under this name; without it the run is your own (local) and git ignores it",
+)
+@click.option("--quick", is_flag=True, help="small sizes, into folders of their own (quick)")
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="repeat each notebook in N fresh kernels and pool their rows",
+)
+@click.option("--force", is_flag=True, help="run what is up to date, too")
+@click.option(
+    "--cell-timeout",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    help="a cell that takes longer is a failure",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="run on the workers of this dask scheduler (tcp://host:8786), under their names",
+)
+@click.option(
+    "--every-machine",
+    is_flag=True,
+    help="with --scheduler: each job once on every machine that has its device",
+)
+@click.option("--quiet", is_flag=True, help="tell failures and the last line only")
+def report(**words) -> int:
+    """Run notebooks headless, all or those named by number (05) or name.
+
+    Each goes into data/ and reports/ when it succeeded. One that is up to date is not run again.
+    """
+    asked = SimpleNamespace(**words)
     from posmat.report import runner  # papermill takes half a second to load
     from posmat.report.parameters import table_of
     from posmat.report.progress import Progress
@@ -132,10 +126,6 @@ def _report(asked: argparse.Namespace) -> int:
     _check_name(asked.machine)
     if asked.quick and asked.machine != LOCAL:
         raise UsageError("--quick runs are not published: give --machine or --quick, not both.")
-    if asked.runs < 1:
-        raise UsageError(f"--runs {asked.runs}: give a whole number above 0.")
-    if asked.cell_timeout is not None and asked.cell_timeout < 1:
-        raise UsageError(f"--cell-timeout {asked.cell_timeout}: give a number of seconds above 0.")
     given = [_pair(text) for text in asked.parameters]
     _check_cluster(asked)
     notebooks = runner.find_notebooks(root / "notebooks", asked.notebooks)
@@ -199,7 +189,7 @@ def _run_all(jobs: list, root: Path, force: bool, progress) -> list:
     ]
 
 
-def _check_cluster(asked: argparse.Namespace) -> None:
+def _check_cluster(asked: SimpleNamespace) -> None:
     if asked.every_machine and not asked.scheduler:
         raise UsageError("--every-machine needs --scheduler ADDRESS: which machines, otherwise?")
     if asked.scheduler and asked.machine != LOCAL:
@@ -211,7 +201,7 @@ def _check_cluster(asked: argparse.Namespace) -> None:
         raise UsageError("--quick has one folder for all machines: leave out --every-machine.")
 
 
-def _run_on_cluster(asked: argparse.Namespace, plan, root: Path, progress) -> list:
+def _run_on_cluster(asked: SimpleNamespace, plan, root: Path, progress) -> list:
     """Run the jobs on workers; a notebook that reads rows reads them here, at the end."""
     try:
         from posmat.report import cluster
@@ -236,37 +226,32 @@ def _run_on_cluster(asked: argparse.Namespace, plan, root: Path, progress) -> li
     return outcomes + _run_all(here, root, asked.force, progress)
 
 
-def _add_worker(verbs) -> None:
-    worker = verbs.add_parser(
-        "worker",
-        help="offer this machine's devices to a dask scheduler",
-        description="Start dask's own worker for each device of this machine. A scheduler runs "
-        "what it is sent: join one that you trust.",
-    )
-    worker.add_argument("address", metavar="ADDRESS", help="the scheduler's: tcp://host:8786")
-    worker.add_argument("--machine", required=True, metavar="NAME", help="its name in all results")
-    worker.add_argument("--device", choices=["cpu", "cuda", "all"], default="all")
-    worker.set_defaults(run=_worker)
+@verbs.command(short_help="offer this machine's devices to a dask scheduler")
+@click.argument("address")
+@click.option("--machine", required=True, metavar="NAME", help="its name in all results")
+@click.option("--device", type=_DEVICES, default="all")
+def worker(address: str, machine: str, device: str) -> int:
+    """Start dask's own worker for each device of this machine, at ADDRESS: tcp://host:8786.
 
-
-def _worker(asked: argparse.Namespace) -> int:
+    A scheduler runs what it is sent: join one that you trust.
+    """
     from posmat.report import runner
     from posmat.report.signals import stoppable
     from posmat.report.worker import start_workers
 
-    _check_name(asked.machine)
+    _check_name(machine)
     if importlib.util.find_spec("distributed") is None:
         raise UsageError("this needs dask: install it with pip install 'posmat[cluster]'.")
-    devices = runner.devices_asked(asked.device)
+    devices = runner.devices_asked(device)
     if "cuda" in devices:
         try:
             runner.require_cuda()
         except UsageError:
-            if asked.device == "cuda":
+            if device == "cuda":
                 raise
             devices.remove("cuda")
     with stoppable():
-        return start_workers(asked.address, asked.machine, devices)
+        return start_workers(address, machine, devices)
 
 
 def _check_name(machine: str) -> None:

@@ -4,13 +4,15 @@ import difflib
 import re
 from pathlib import Path
 
+import click
+
 from posmat import records
 from posmat.records import PARAMETER_TYPES, Parameter, RecordError
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-class UsageError(Exception):
+class UsageError(click.UsageError):
     """What the user asked for cannot be done; the message says what was found and what to do."""
 
 

@@ -2,46 +2,13 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
+
+Root = Callable[[], Path]  # gives the project's folder
 NO_ROWS = "there are no rows in data/: run 'posmat report' first."
-
-
-def add_verbs(verbs, root) -> None:
-    """Register the verbs; `root` is a function that gives the project's folder."""
-    draw = verbs.add_parser(
-        "draw",
-        help="draw every figure, table and page again from data/",
-        description="Draw figures, tables and gallery pages from data/ alone: no kernel runs.",
-    )
-    draw.add_argument(
-        "figures", nargs="*", metavar="FIGURE", help="an id, or id-machine-device; default: all"
-    )
-    draw.add_argument(
-        "--machine", metavar="NAME", help="only what belongs to this machine (local: your own)"
-    )
-    draw.set_defaults(run=lambda asked: _draw(root(), asked.figures, asked.machine))
-
-    check = verbs.add_parser(
-        "check",
-        help="whether figures, tables, pages and provenance belong to the rows beside them",
-        description="Derive again and compare, one line for each file that does not hold.",
-    )
-    check.add_argument(
-        "--strict", action="store_true", help="rows of older sources are a failure too"
-    )
-    check.add_argument(
-        "--published", action="store_true", help="leave out your own runs (local, quick)"
-    )
-    check.set_defaults(run=lambda asked: _check(root(), asked.strict, asked.published))
-
-    cite = verbs.add_parser(
-        "cite",
-        help="how to cite posmat, or one of its figures",
-        description="Without FIGURE the software; with it caption, path and BibTeX of the figure.",
-    )
-    cite.add_argument("figure", nargs="?", metavar="FIGURE", help="an id, or id-machine-device")
-    cite.set_defaults(run=lambda asked: _cite(root(), asked.figure))
 
 
 def redraw(
@@ -103,17 +70,34 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _draw(root: Path, figures: list[str], machine: str | None) -> int:
-    said, problems = redraw(root, figures, min(4, os.cpu_count() or 1), machine)
+@click.command(short_help="draw every figure, table and page again from data/")
+@click.argument("figures", nargs=-1, metavar="[FIGURE]...")
+@click.option(
+    "--machine", metavar="NAME", help="only what belongs to this machine (local: your own)"
+)
+@click.pass_obj
+def draw(root: Root, figures: tuple[str, ...], machine: str | None) -> int:
+    """Draw figures, tables and gallery pages from data/ alone: no kernel runs.
+
+    FIGURE is an id, or id-machine-device; all of them without one.
+    """
+    said, problems = redraw(root(), [*figures], min(4, os.cpu_count() or 1), machine)
     if said:
         print(said)
     return _tell(problems)
 
 
-def _check(root: Path, strict: bool, published: bool) -> int:
+@click.command(
+    short_help="whether figures, tables, pages and provenance belong to the rows beside them"
+)
+@click.option("--strict", is_flag=True, help="rows of older sources are a failure too")
+@click.option("--published", is_flag=True, help="leave out your own runs (local, quick)")
+@click.pass_obj
+def check(root: Root, strict: bool, published: bool) -> int:
+    """Derive again and compare, one line for each file that does not hold."""
     from posmat.report.checking import check_project
 
-    problems, older, notes = check_project(root, published)
+    problems, older, notes = check_project(root(), published)
     for line in notes:
         print(f"posmat: {line}")
     for line in older:
@@ -123,11 +107,18 @@ def _check(root: Path, strict: bool, published: bool) -> int:
     return _tell(problems) or int(strict and bool(older))
 
 
-def _cite(root: Path, figure: str | None) -> int:
+@click.command(short_help="how to cite posmat, or one of its figures")
+@click.argument("figure", required=False)
+@click.pass_obj
+def cite(root: Root, figure: str | None) -> int:
+    """Without FIGURE the software; with it caption, path and BibTeX of the figure.
+
+    FIGURE is an id, or id-machine-device.
+    """
     from posmat.report import citation
 
     if figure is None:
-        print(citation.cite_software(root))
+        print(citation.cite_software(root()))
         return 0
     from posmat.figures import figure_number
     from posmat.report.drawing import (
@@ -140,14 +131,14 @@ def _cite(root: Path, figure: str | None) -> int:
     )
     from posmat.report.gallery import measured_on
 
-    results = find_results(root)
-    library = Library(root)
+    project = root()
+    results, library = find_results(project), Library(project)
     found = chosen(find_drawings(results)[0], [figure])
     published = [one for one in found if one.machine not in OWN]
     said_of, problems = words_of_all(published or found, library)
     for place, (drawing, words) in enumerate(said_of.items()):
         measured, processors = measured_on(drawing, library)
-        entry = citation.cite_figure(root, drawing, measured, processors)
+        entry = citation.cite_figure(project, drawing, measured, processors)
         said = citation.tell_figure(drawing, figure_number(drawing.spec.id), words, entry)
         print(("\n" if place else "") + said)
     return _tell(problems)

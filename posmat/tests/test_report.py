@@ -217,8 +217,15 @@ def test_a_device_without_an_operation_keeps_its_rows(by_hand):
         (["report", "05", "--machine", "figures"], 2, "keeps for itself"),
         (["report", "05", "--machine", "lab-local"], 2, "keeps for itself"),
         (["report", "05", "--quick", "--machine", "m"], 2, "not both"),
-        (["report", "05", "--runs", "0"], 2, "above 0"),
-        (["report", "05", "--cell-timeout", "0"], 2, "above 0"),
+        (["report", "05", "--runs", "0"], 2, "'--runs': 0 is not in the range x>=1; see posmat "),
+        (["report", "05", "--cell-timeout", "0"], 2, "'--cell-timeout': 0 is not in the range"),
+        (["report", "--runs", "x"], 2, "'x' is not a valid integer"),
+        (["report", "--device", "gpu"], 2, "not one of 'cpu', 'cuda', 'all'; see posmat report --"),
+        (["report", "--quik"], 2, "--quick"),
+        (["worker"], 2, "Missing argument 'ADDRESS'; see posmat worker --help."),
+        (["cite", "a", "b"], 2, "unexpected extra argument"),
+        (["nothing"], 2, "No such command 'nothing'; see posmat --help."),
+        ([], 2, "Missing command; see posmat --help."),
         (["report", "05", "-p", "batch_size=64,x"], 2, "'x' is none"),
         (["report", "05", "-p", "device=cuda"], 2, "chosen with --device"),
         (["report", "05", "-p", "output_dir=x"], 2, "run papermill itself"),
@@ -258,12 +265,11 @@ def test_a_device_that_pytorch_cannot_use_is_left_out_aloud(tmp_path, monkeypatc
     assert "nothing is run on CUDA: device='cuda' was asked for" in capsys.readouterr().err
 
 
-def test_what_argparse_refuses_is_one_sentence_too(capsys):
-    for words in (["report", "--runs", "x"], ["report", "--device", "gpu"], ["nothing"]):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(words)
-        error = capsys.readouterr().err
-        assert ended.value.code == 2 and error.startswith("posmat: ") and error.count("\n") == 1
+def test_each_verb_says_how_it_is_used(capsys):
+    for words in ([], ["report"], ["worker"], ["draw"], ["check"], ["cite"]):
+        for flag in ("-h", "--help"):
+            assert cli.main([*words, flag]) == 0
+            assert capsys.readouterr().out.startswith(f"Usage: {' '.join(['posmat', *words])} ")
 
 
 def test_a_reader_who_has_gone_is_no_traceback():
