@@ -285,6 +285,15 @@ def test_of_a_slow_one_there_is_no_proof(threads):
     assert torch.get_num_threads() == 2
 
 
+def test_a_slow_one_is_chosen_where_what_is_faster_is_wrong(nothing_found):
+    def fast_and_wrong(x, w):
+        return torch.zeros((len(x), len(w)), dtype=torch.int32)
+
+    choice = proof.choose({"wrong": fast_and_wrong, "float32": by_float32}, CPU)
+    assert choice.name == "float32" and "exact" in choice.findings["float32"]
+    assert "wrong for 127 x 127" in choice.findings["wrong"]
+
+
 # --- proof ---------------------------------------------------------------------------------------
 
 
