@@ -233,7 +233,7 @@ class Form(NamedTuple):
 
 
 class Term(NamedTuple):
-    """scales[i] · form(X) W_iᵀ, added up over the matrices W_i that stand one below the other.
+    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that stand side by side.
 
     weights: (K · width, len(scales) · N), int8 or as the engine prepared it.
     longest: the most of the rows of `weights` that the engine may sum at once.
@@ -286,16 +286,17 @@ def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
     width = form.width if form else 1
     longest = max(1, longest // width // 2 * 2)  # look-ups take pairs
     rows, columns = _block_sizes(M, N, K, device, longest, form, engine)
-    lengths = _lengths(K, longest, columns)
-    # Of the weights an odd K was filled up with zeros, where pairs are looked up.
-    w_lengths = [n * width for n in _lengths(len(weights) // width, longest, columns)]
     if y.dtype == torch.int32:  # what is multiplied modulo 2**32 may be scaled modulo 2**32
         scales = tuple((scale + 2**31) % 2**32 - 2**31 for scale in scales)
-    # Views take time: where there is one block, there are none.
-    w_blocks = weights.split(w_lengths) if columns < K else (weights,)
+    w_blocks, lengths = (weights,), []  # views take time: of a single block there are none
+    if columns < K:
+        lengths = _lengths(K, longest, columns)
+        # Of the weights an odd K was filled up with zeros, where pairs are looked up.
+        w_lengths = _lengths(len(weights) // width, longest, columns)
+        w_blocks = weights.split([length * width for length in w_lengths])
     in_rows = zip(x.split(rows), y.split(rows), strict=True) if rows < M else ((x, y),)
     for x_rows, y_rows in in_rows:
-        x_blocks = x_rows.split(lengths, 1) if columns < K else (x_rows,)
+        x_blocks = x_rows.split(lengths, 1) if lengths else (x_rows,)
         for x_block, w_block in zip(x_blocks, w_blocks, strict=True):
             part = form.make(x_block) if form else x_block
             out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, device)
@@ -320,8 +321,8 @@ def _block_sizes(
     width, block_bytes = (form.width, form.block_bytes) if form else (1, BLOCK_BYTES)
     elements = block_bytes * min(max(N // 128, 1), 8) * min(torch.get_num_threads(), 8) // width
     columns = min(K, longest, max(1, elements // min(M, 256)))
-    if columns > 1:
-        columns -= columns % 2 if columns < K else 0  # look-ups take pairs
+    if 1 < columns < K:
+        columns -= columns % 2  # look-ups take pairs
     rows = min(M, max(256, min(elements // columns, 2**20 // N)))
     return rows, columns
 
@@ -343,16 +344,12 @@ def _lengths(K: int, longest: int, columns: int) -> list[int]:
 
 def by_int8(a: Tensor, w: Tensor) -> Tensor:
     """a Wᵀ by `torch._int_mm`, for int8 or uint8 a: what the probe tries."""
-    return _plain(a, w, int8_engine(a.device))
+    return product_of(a, w.t(), int8_engine(a.device))
 
 
 def by_float32(a: Tensor, w: Tensor) -> Tensor:
     """a Wᵀ by float32 GEMMs over K blocks, for int8 or uint8 a: what the probe tries."""
-    return _plain(a, w, ENGINES["float32"])
-
-
-def _plain(a: Tensor, w: Tensor, engine: Engine) -> Tensor:
-    return product_of(a, w.t(), engine)
+    return product_of(a, w.t(), ENGINES["float32"])
 
 
 def product_of(a: Tensor, weights: Tensor, engine: Engine) -> Tensor:
@@ -360,5 +357,6 @@ def product_of(a: Tensor, weights: Tensor, engine: Engine) -> Tensor:
     (M, K), N = a.shape, weights.shape[1]
     longest, accumulator = engine.longest(LARGEST[a.dtype] * 128), accumulator_dtype(K)
     if 0 < K <= longest and M and N and accumulator == torch.int32:
+        # As the sum below would; not to ask it saves 1 to 3 % of the time beside a fast GEMM.
         return engine.gemm(a, weights, None)
     return sum_of_gemms(a, [Term(weights, longest)], N, engine, accumulator)

@@ -37,21 +37,21 @@ from posmat.proof import BYTES, MAGNITUDES, require_exact
 # --- forms of X -----------------------------------------------------------------------------------
 
 
-def _part(name: str, x: Tensor) -> Tensor:
-    return scratch(name, x.shape, torch.int8, x.device)
+def _part(x: Tensor) -> Tensor:
+    return scratch("part", x.shape, torch.int8, x.device)
 
 
 def _magnitude(x: Tensor) -> Tensor:
-    return torch.abs(x, out=_part("part", x)).view(torch.uint8)  # |-128| has the bits of 128
+    return torch.abs(x, out=_part(x)).view(torch.uint8)  # |-128| has the bits of 128
 
 
 def _positive_part(x: Tensor) -> Tensor:
-    return torch.clamp(x, min=0, out=_part("part", x)).view(torch.uint8)
+    return torch.clamp(x, min=0, out=_part(x)).view(torch.uint8)
 
 
 def _shifted(x: Tensor) -> Tensor:
     """X + 128, 0 to 255: the same bits but the first, read without a sign."""
-    return torch.bitwise_xor(x, -128, out=_part("part", x)).view(torch.uint8)
+    return torch.bitwise_xor(x, -128, out=_part(x)).view(torch.uint8)
 
 
 MAGNITUDE = Form(_magnitude)

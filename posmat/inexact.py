@@ -7,7 +7,7 @@ an error of some rank r, so the sum is 1 + r GEMMs, of x and w mapped through th
 The ways there, all equal number for number:
 
     "exact"    one GEMM, where every weight is one on which the multiplier is exact
-    "gemm"     1 + r GEMMs, by the engine that `posmat.gemm` chooses: int8 or float32
+    "gemm"     1 + r GEMMs, by the engine that `posmat.engines` chooses: int8 or float32
     "lookup"   the table, by rows: for each k, table[w[:, k]] is one row of N for each value of x
 
 What the weights need is prepared once, by `prepare_inexact`, and then multiplied with as often as
@@ -52,18 +52,16 @@ class InexactWeight:
     def __init__(self, w: Tensor, multiplier: Multiplier, path: str):
         self.multiplier, self.path = multiplier, path
         self.shape, self.device = tuple(w.shape), w.device
-        self.gemms = (
-            {"exact": 1, "lookup": 0}.get(path) if path != "gemm" else (multiplier.gemm.count)
-        )
-        self._weight = w.clone(memory_format=torch.contiguous_format)
+        self.gemms = multiplier.gemm.count if path == "gemm" else int(path == "exact")
         # Partial sums may wrap on the way in int32: additions modulo 2**32 end where they should
         # as soon as the sum itself fits.
         K = self.shape[1]
         fits = K <= INT32_MAX_IN_FEATURES and K * multiplier.largest_product <= 2**31 - 1
         self._accumulator = torch.int32 if fits else torch.int64
         self._table = _Table(w, multiplier) if path == "lookup" else None
-        self._terms: dict[str, list[Term]] = {}
-        if path != "lookup":
+        if self._table is None:
+            self._weight = w.clone(memory_format=torch.contiguous_format)
+            self._terms: dict[str, list[Term]] = {}
             self._laid_out(engine_for(w.device, INT8))
 
     def __repr__(self) -> str:

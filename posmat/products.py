@@ -20,7 +20,6 @@ from posmat.problem import check_operands
 from posmat.signmag import SignMagnitude, as_sign_magnitude, to_sign_magnitude
 
 INT32_MAX_IN_FEATURES = (2**31 - 1) // (128 * 128)  # 131,071: K such products fit int32
-FLOAT32_MAX_IN_FEATURES = 2**24 // (128 * 128)  # 1,024: K such products are exact in float32
 
 # Elements of one (k, m, n) block of partial products. On a CPU a block of int32 is 1 MiB and stays
 # in the second-level cache; a GPU wants few launches, and 64 Mi elements are 256 MiB.

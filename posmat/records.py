@@ -536,13 +536,17 @@ def describe_sources() -> dict:
     }
     # What runs leave is no source: the first of several would make the tree unclean for the rest.
     sources = ("--", ".", ":!data", ":!reports", ":!README.md")
-    commit, status = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", *sources)
+    commit, status = (
+        ask_git(root, "rev-parse", "HEAD"),
+        ask_git(root, "status", "--porcelain", *sources),
+    )
     if commit:
         facts |= {"commit": commit, "tree_clean": status == ""}
     return facts
 
 
-def _git(root: Path, *words: str) -> str | None:
+def ask_git(root: Path, *words: str) -> str | None:
+    """What git says of a repository, or None where it fails or is not there."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *words],

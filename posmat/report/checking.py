@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from posmat.records import (
     LOCAL,
     QUICK,
     RecordError,
+    ask_git,
     is_read_by,
 )
 from posmat.report.drawing import (
@@ -324,29 +324,14 @@ def _unknown_commits(results: list[Result], root: Path) -> list[str]:
             places.setdefault(commit, {})[name_in(result.folder, root)] = None
     if (
         not (root / ".git").exists()
-        or _git(root, "rev-parse", "--is-shallow-repository") != "false"
+        or ask_git(root, "rev-parse", "--is-shallow-repository") != "false"
     ):
         return []
     return [
         f"{', '.join(where)}: made at the commit {commit[:10]}, which this repository does not have"
         for commit, where in places.items()
-        if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None
+        if ask_git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None
     ]
-
-
-def _git(root: Path, *words: str) -> str | None:
-    """What git says, or None where it fails or is not there."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words],
-            check=True,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _older_sources(results: list[Result], root: Path) -> list[str]:

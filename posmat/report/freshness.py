@@ -36,13 +36,14 @@ def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
         host: the identity of the host that runs it; this one by default.
         torch: the version of PyTorch there; the one installed here by default.
     """
-    key = sources_key(job.notebook) | {
+    notebook = nbformat.read(job.notebook, as_version=4)
+    key = _sources_key(notebook) | {
         "parameters": dict(sorted(job.parameters.items())),
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),
     }
-    if _reads_rows(nbformat.read(job.notebook, as_version=4)):
+    if _reads_rows(notebook):
         key["rows"] = hash_of_all_rows(root, job.machine)
     return key
 
@@ -52,12 +53,15 @@ def sources_key(notebook: Path) -> dict:
 
     A module is reached by a public name, by an import, or as memory's "module.function".
     """
-    found = nbformat.read(notebook, as_version=4)
-    code = [code_of(cell.source) for cell in found.cells if cell.cell_type == "code"]
+    return _sources_key(nbformat.read(notebook, as_version=4))
+
+
+def _sources_key(notebook: nbformat.NotebookNode) -> dict:
+    code = [code_of(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
     modules = {path.stem: path for path in PACKAGE.glob("*.py")}
-    counted = _VIEWS if _reads_rows(found) else modules.keys() - _NOT_COUNTED
+    counted = _VIEWS if _reads_rows(notebook) else modules.keys() - _NOT_COUNTED
     reached, waiting = {}, ["\n".join(code)]
-    if _reads_rows(found):
+    if _reads_rows(notebook):
         waiting = [f"import posmat.{name}" for name in _VIEWS]
     while waiting:
         for name in (_named_in(waiting.pop()) & counted) - reached.keys():

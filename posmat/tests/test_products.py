@@ -7,7 +7,6 @@ from posmat import memory
 from posmat.memory import peak_memory
 from posmat.problem import ProblemSize, random_operands
 from posmat.products import (
-    FLOAT32_MAX_IN_FEATURES,
     INT32_MAX_IN_FEATURES,
     accumulator_dtype,
     elementwise_product,
@@ -112,9 +111,9 @@ def test_a_block_of_nothing_is_refused(method, block_elements):
 
 def test_the_float32_bound_from_both_sides():
     """K = 1,024 is exact for any int8 operands; past it the worst ones are rounded."""
-    worst = torch.full((1, FLOAT32_MAX_IN_FEATURES), -128, dtype=torch.int8)
+    worst = torch.full((1, 1024), -128, dtype=torch.int8)
     assert linear_product(worst, worst).item() == 2**24
-    odd = torch.full((1, FLOAT32_MAX_IN_FEATURES), 127, dtype=torch.int8)
+    odd = torch.full((1, 1024), 127, dtype=torch.int8)
     assert linear_product(odd, odd).item() == integer_product(odd, odd).item()
     # 2**24 + 1 is the first integer that float32 does not hold.
     one = torch.ones(1, 1, dtype=torch.int8)
