@@ -235,7 +235,8 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     plain_log_ticks(axes.yaxis, table["ratio"].astype(float))
     axes.grid(axis="y", which="major")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.83), frameon=False, fontsize=6.5)
+    # Below the GEMMs alone no mark can be, and no line of look-ups has its name there.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.16), frameon=False, fontsize=6.5)
     axes.set_title(describe_rows(rows).replace(" · M", "\nM", 1), fontsize=6.5, color=FAINT)
     figure.head(title)
     return figure
