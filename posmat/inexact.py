@@ -38,6 +38,7 @@ LOOKUP_IN_GEMMS = {"int8": 128, "float32": 40}
 COLUMN_BYTES = 2 * 2**20  # of operands that are looked up in one GEMM
 EMBED_BYTES = 256 * 1024  # of x that are mapped at a time, to stay in the cache over a few passes
 INDEX_BYTES = 512 * 1024  # of look-up indices that are made at a time, to stay in the cache
+LOOKUP_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}  # of rows of the table made at a time, float32
 GATHER_ROWS = 16  # up to so many rows of x, single look-ups are faster than rows of the table
 
 
@@ -390,7 +391,8 @@ class _Table:
             return
         for scale, table, limit in self.parts:
             n_step = min(self.N, 128)
-            k_step = max(1, min(2**18 // (256 * n_step), limit, self.K))
+            elements = LOOKUP_ELEMENTS.get(x.device.type, LOOKUP_ELEMENTS["cpu"])
+            k_step = max(1, min(elements // (256 * n_step), limit, self.K))
             for n in range(0, self.N, n_step):
                 self._add_outputs(x, y[:, n : n + n_step], self.codes[n : n + n_step], k_step,
                                   scale, table, limit)  # fmt: skip

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib import import_module
 
 import pandas as pd
@@ -86,6 +87,10 @@ def peak_memory(
     return rows.assign(**tags).convert_dtypes()
 
 
+# On CUDA one process measures many methods, and drawing takes longer than they do.
+_operands = lru_cache(maxsize=1)(random_operands)
+
+
 def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: str, threads: str):
     """Run one method once at full size, after a small call that loads what it needs."""
     module, _, name = method.rpartition(".")
@@ -95,7 +100,7 @@ def _measure(method: str, M: str, N: str, K: str, kind: str, seed: str, device: 
     dtype = getattr(torch, kind)
     function(*random_operands(ProblemSize(2, 2, 2), dtype, device))
     import_module("posmat.engines").release_scratch()  # what the proof of a method has used
-    x, w = random_operands(ProblemSize(int(M), int(N), int(K)), dtype, device, int(seed))
+    x, w = _operands(ProblemSize(int(M), int(N), int(K)), dtype, device, int(seed))
     operand_bytes = x.nbytes + w.nbytes
     facts = {"operand_bytes": operand_bytes}
     if x.is_cuda:

@@ -330,3 +330,18 @@ def test_a_child_process_that_fails_says_why():
 def test_peak_memory_below_what_the_system_counts_is_not_told_as_none():
     for notebook in ("06_gemm_formulations.ipynb", "07_scaling.ipynb"):
         assert "32 * 4096" in code_of(notebook) and 'f"< {' in code_of(notebook)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_peak_memory_by_size_on_cuda():
+    forms = {"layer": "products.linear_product", "gemm": "gemm.int8_product"}
+    sizes = [ProblemSize(512, 256, 1024), ProblemSize(64, 32, 512)]
+    rows = peak_memory_by_size(forms, dict.fromkeys(forms, sizes), device="cuda")
+    by_size = rows.set_index(["method", "batch_size"])
+    assert (rows["state"] == "measured").all() and len(rows) == 4
+    for size in sizes:
+        M, N, K = vars(size).values()
+        assert by_size.loc[("layer", M), "operand_bytes"] == M * K + N * K
+        # float32 copies of both operands, the result, and what cuBLAS may want to work in
+        assert by_size.loc[("layer", M), "peak_bytes"] >= 4 * (M * K + N * K + M * N)
+        assert 4 * M * N <= by_size.loc[("gemm", M), "peak_bytes"] < 4 * (M * N + M * K)
