@@ -49,9 +49,8 @@ _PUBLIC = {
     "records": "start_run read_rows read_all_rows",
     "history": "read_seed then_and_now rankings",
     "figures": "draw_figure",
-    "scaling": "all_sweeps require_memory wanted_bytes free_bytes expected_seconds "
-    "peak_memory_by_size",
-    "roofline": "GEMMS least_bytes measured_roofs rates along exponents turning_points",
+    "scaling": "all_sweeps require_memory wanted_bytes free_bytes expected_seconds",
+    "roofline": "least_bytes measured_roofs rates along exponents turning_points",
 }
 MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

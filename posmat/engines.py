@@ -133,6 +133,8 @@ def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     lower seven, a = (a & 127) + 128 (a >> 7), without a look at the data, which would have to wait
     for it.
     """
+    if a.dtype == torch.int8 and _fits(a, b):
+        return torch._int_mm(a, b)
     if a.dtype == torch.uint8:
         low = padded_gemm((a & 127).view(torch.int8), b)
         high = padded_gemm((a >> 7).view(torch.int8), b)
@@ -141,6 +143,18 @@ def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     a, b = as_rows(a), as_rows(b.t())
     y = torch._int_mm(aligned(pad(a, 8, at_least=24)), aligned(pad(b, 8)).t())
     return y if y.shape == (M, N) else y[:M, :N].contiguous()
+
+
+def _fits(a: Tensor, b: Tensor) -> bool:
+    """Whether CUDA takes both as they are: looked at at once, or it takes longer than the GEMM."""
+    (M, K), (down, along), (first, column) = a.shape, a.stride(), b.stride()
+    return (
+        along == first == 1
+        and M > 16
+        and down >= K <= column
+        and not (K | b.shape[1] | down | column) % 8
+        and not (a.data_ptr() | b.data_ptr()) % 16
+    )
 
 
 def pad(t: Tensor, multiple: int, at_least: int = 0) -> Tensor:
@@ -355,8 +369,8 @@ def by_float32(a: Tensor, w: Tensor) -> Tensor:
 def product_of(a: Tensor, weights: Tensor, engine: Engine) -> Tensor:
     """One GEMM of a (M, K), int8 or uint8, and weights (K, N), int8 or as the engine has them."""
     (M, K), N = a.shape, weights.shape[1]
-    longest, accumulator = engine.longest(LARGEST[a.dtype] * 128), accumulator_dtype(K)
-    if 0 < K <= longest and M and N and accumulator == torch.int32:
+    longest = engine.longest(LARGEST[a.dtype] * 128)
+    if 0 < K <= longest and M and N:  # where int32 holds the sum too
         # As the sum below would; not to ask it saves 1 to 3 % of the time beside a fast GEMM.
         return engine.gemm(a, weights, None)
-    return sum_of_gemms(a, [Term(weights, longest)], N, engine, accumulator)
+    return sum_of_gemms(a, [Term(weights, longest)], N, engine, accumulator_dtype(K))

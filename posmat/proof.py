@@ -20,6 +20,8 @@ from posmat.problem import NotAvailable, ProblemSize, random_operands
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
+_PRECISION_OF = getattr(torch._C, "_get_fp32_precision_getter", None)
+
 # What the left operand may be; the right one is int8.
 INT8, MAGNITUDES, BYTES = "int8", "bytes to 128", "bytes to 255"
 _RANGES = {
@@ -39,7 +41,9 @@ SMALL = [
 # Where PyTorch has no int8 kernel for a processor it falls back to a loop, exact and 30 to 170
 # times slower. A small size tells, and does not take long to.
 TRIAL = ProblemSize(128, 64, 2048)
-SLOW = 5  # times the fastest candidate, at TRIAL
+# A GPU takes no longer to multiply at the seed's size than to be asked for it.
+BUSY = ProblemSize(2048, 2048, 2048)
+SLOW = 5  # times the fastest candidate, at TRIAL or BUSY
 TURNS = 5  # of each candidate; the best counts
 
 
@@ -82,8 +86,8 @@ def circumstances(device: torch.device) -> tuple:
 def _float32_precision(backend: str) -> str:
     # What `torch.backends.<backend>.matmul.fp32_precision` reads, in half its time: after a GEMM,
     # which leaves nothing else in the caches, that would be 1 % of an exact product.
-    if hasattr(torch._C, "_get_fp32_precision_getter"):
-        return torch._C._get_fp32_precision_getter(backend, "matmul")
+    if _PRECISION_OF is not None:
+        return _PRECISION_OF(backend, "matmul")
     return torch.get_float32_matmul_precision()
 
 
@@ -132,9 +136,12 @@ def choose(candidates: dict[str, Product], device: torch.device, operands: str =
     On a CPU they are compared in the processor time of one thread: several that wait for each other
     on a busy machine may take a hundred times as long, and what they take says nothing of them.
     """
+    on_cpu = device.type == "cpu"
+    small, large = (TRIAL, LARGE) if on_cpu else (BUSY, BUSY)
+    where = "the seed's size on one thread" if on_cpu else f"M = N = K = {large.in_features:,}"
     with _lock:
         findings, ready = dict.fromkeys(candidates, ""), dict(candidates)
-        trial = _best_seconds(ready, probe_operands(TRIAL, device, operands))
+        trial = _best_seconds(ready, probe_operands(small, device, operands))
         slow = []
         for name, seconds in sorted(trial.items(), key=lambda item: item[1]):
             times = seconds / min(trial.values()) if math.isfinite(seconds) else 1
@@ -142,11 +149,10 @@ def choose(candidates: dict[str, Product], device: torch.device, operands: str =
                 findings[name] = f"not tried further: {times:.0f} times slower than the fastest"
                 slow.append(name)
                 del ready[name]
-        seconds = _best_seconds(ready, probe_operands(LARGE, device, operands))
-        where = " on one thread" if device.type == "cpu" else ""
+        seconds = _best_seconds(ready, probe_operands(large, device, operands))
         chosen = None
         for name in sorted(ready, key=seconds.get):
-            took = f"{1000 * seconds[name]:.2f} ms at the seed's size{where}"
+            took = f"{1000 * seconds[name]:.2f} ms at {where}"
             if chosen and math.isfinite(seconds[name]):
                 findings[name] = f"{took}, slower and not tried further"
                 continue

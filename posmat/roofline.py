@@ -18,7 +18,7 @@ from posmat.summary import is_control
 SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 INT8_PEAK, UINT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "uint8 peak", "float32 peak", "copy"
 FLOAT32_LAYER = "float32 layer"
-GEMMS = {"one_sided_product": 2, "positive_matrix_product": 2}  # where it is not 1
+GEMMS = {"one_sided_product": 2, "positive_matrix_product": 2}  # of bytes; where it is not 1
 # By these, in rows that do not say it, an engine is int8 where the rows have such a peak.
 _BY_BYTES = ("int8_product", "one_sided_product", "positive_matrix_product")
 LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
@@ -43,7 +43,7 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
         limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the limit that asks for most: launch,
         memory or compute; none, where all of them leave over nine tenths of the time unexplained)
         and `share`, what that limit explains of the time. `compute_s` counts every GEMM of a method
-        (`GEMMS`), and is blank where its engine has no peak.
+        (`Roofs.gemms`), and is blank where its engine has no peak.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
@@ -56,7 +56,7 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     roofs = measured_roofs(rows)
     table["launch_s"] = table["method"].map(roofs.launch_s).astype(float)
     table["memory_s"] = [float(n) / roofs.bandwidth(float(n)) for n in table["bytes"]]
-    gemms = table["method"].map(GEMMS).fillna(1)
+    gemms = table["method"].map(roofs.gemms)
     peak = pd.to_numeric(table["method"].map(roofs.peak_gmacs))
     table["compute_s"] = gemms * work / peak / 1e9
     limits = table[["launch_s", "memory_s", "compute_s"]]
@@ -78,6 +78,7 @@ class Roofs:
 
     def __init__(self, rows: pd.DataFrame):
         timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
+        self.on_cuda = bool((rows["device"] == "cuda").any())
         roof = timed[timed["axis"] == "roof"]
         self.int8_gmacs = _best_rate(roof[roof["method"].isin([INT8_PEAK, UINT8_PEAK])])
         self.float32_gmacs = _best_rate(roof[roof["method"] == FLOAT32_PEAK])
@@ -98,6 +99,14 @@ class Roofs:
     def peak_gmacs(self, method: str) -> float | None:
         """The rate of multiplications that a method can hope for, or None: see `engine` above."""
         return self.peaks.get(self.engines.get(method))
+
+    def gemms(self, method: str) -> int:
+        """How many GEMMs of the layer's size a method is.
+
+        CUDA's int8 GEMM takes no bytes without a sign: each such byte becomes two int8 numbers.
+        """
+        twice = self.on_cuda and method in GEMMS and self.engines.get(method) == "int8"
+        return GEMMS.get(method, 1) * (2 if twice else 1)
 
     def bandwidth(self, moved: float) -> float:
         """Bytes per second of a copy that moves as much: a small one stays in a cache."""

@@ -4,17 +4,13 @@ A size that does not fit is refused before a byte of it is allocated. What is ma
 were measured is in `posmat.roofline`.
 """
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Collection, Mapping
+import math
+from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 
-from posmat.environment import require_device
-from posmat.memory import GIVE_BACK, _measure, peak_memory
 from posmat.problem import ProblemSize
 from posmat.products import BLOCK_ELEMENTS
 
@@ -29,14 +25,7 @@ def free_bytes(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    found = [_meminfo("MemAvailable"), _container_limit()]
-    known = [number for number in found if number is not None]
-    if known:
-        return min(known)
-    try:  # no Linux: the whole memory is known, and half of it is a careful guess
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError, AttributeError):
-        return 4 * 2**30
+    return int(min(psutil.virtual_memory().available, _container_leaves()))
 
 
 def wanted_bytes(size: ProblemSize, device: torch.device | str = "cpu") -> int:
@@ -155,134 +144,19 @@ def expected_seconds(rows: pd.DataFrame, method: str, size: ProblemSize) -> floa
     return seconds * size.partial_products / float(nearest)
 
 
-def peak_memory_by_size(
-    methods: Mapping[str, str],
-    sizes: Mapping[str, Collection[ProblemSize]],
-    seed: int = 0,
-    threads: int = 1,
-    **tags: object,
-) -> pd.DataFrame:
-    """Peak memory of many methods at many sizes, each in a process of its own.
-
-    As `peak_memory`, whose columns it gives. On a CPU under Linux one process loads PyTorch and
-    forks a child for each measurement, which takes a tenth of the time. On CUDA all are measured in
-    one process: the allocator's peak is that of the tensors, whatever was there before.
-
-    Args:
-        methods: a name for each method, given as "module.function" within posmat.
-        sizes: the sizes that each method, by its name, is measured at.
-        seed, threads, tags: as for `peak_memory`.
-
-    Raises:
-        RuntimeError: a process did not finish, out of memory for one.
-    """
-    wanted = [(name, size) for name, own in sizes.items() for size in own]
-    device = require_device(str(tags.get("device", "cpu")))
-    if device.type == "cuda":
-        wanted.sort(key=lambda one: tuple(vars(one[1]).values()))  # each is drawn once
-        if device.index is None:  # a fresh process would begin at cuda:0
-            device = torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cpu" and sys.platform != "linux":
-        rows = [
-            peak_memory({name: methods[name]}, size, seed=seed, threads=threads, **tags)
-            for name, size in wanted
-        ]
-        return pd.concat(rows, ignore_index=True)
-    orders = [
-        [methods[name], *vars(size).values(), "int8", seed, str(device), threads]
-        for name, size in wanted
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "posmat.scaling"],
-        check=False,
-        env={**os.environ, **GIVE_BACK},
-        input=json.dumps(orders),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    if done.returncode or len(found) != len(wanted):
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        name, size = wanted[min(len(found), len(wanted) - 1)]
-        raise RuntimeError(
-            f"measuring the memory of {name} at {size} ended early ({last}): is there memory "
-            "enough?"
-        )
-    rows = [
-        {"method": name, **facts, **tags, "dtype": "int8", "threads": threads, **vars(size)}
-        for (name, size), facts in zip(wanted, found, strict=True)
-    ]
-    return pd.DataFrame(rows).convert_dtypes()
-
-
-def _measure_all(orders: list[list]) -> int:
-    """Carry out each order, on a CPU in a forked child, and print what it found, until one fails.
-
-    No operation of PyTorch has run in this process, so there is no thread that a fork would lose.
-    """
-    for order in orders:
-        if order[-2] != "cpu":
-            print(json.dumps(_measure(*map(str, order))), flush=True)
-            continue
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                print(json.dumps(_measure(*map(str, order))), flush=True)
-                status = 0
-            finally:
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        if status:
-            return 1
-    return 0
-
-
-def _meminfo(name: str) -> int | None:
-    """A line of /proc/meminfo in bytes, or None where there is no such file."""
-    try:
-        lines = _read("/proc/meminfo").splitlines()
-    except OSError:
-        return None
-    found = (int(line.split()[1]) for line in lines if line.startswith(name + ":"))
-    return next((1024 * kib for kib in found), None)
-
-
-def _container_limit(folder: str = "/sys/fs/cgroup") -> int | None:
-    """What a container's memory limit leaves in bytes, or None where there is none.
+def _container_leaves(folder: str = "/sys/fs/cgroup") -> float:
+    """What a container's memory limit leaves in bytes; infinite where there is none.
 
     Files that the system keeps in memory count as used; those that it has not read lately it gives
-    up at once when a process wants the memory. The second form is that of cgroup v1.
+    up at once when a process wants the memory.
     """
-    for most, used, idle in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            limit = _read(f"{folder}/{most}").strip()
-            if limit == "max" or int(limit) >= 2**60:  # v1 writes its largest number for no limit
-                continue
-            taken = int(_read(f"{folder}/{used}"))
-        except (OSError, ValueError):
-            continue
-        return max(0, int(limit) - taken + _statistic(f"{folder}/{os.path.dirname(most)}", idle))
-    return None
 
+    def read(name: str) -> str:
+        return Path(folder, name).read_text(encoding="utf-8")
 
-def _statistic(folder: str, name: str) -> int:
-    """A number of a cgroup's memory.stat, or 0 where there is none."""
     try:
-        lines = _read(f"{folder}/memory.stat").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.split()[0] == name)
-    except (OSError, ValueError, IndexError, StopIteration):
-        return 0
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
-        return file.read()
-
-
-if __name__ == "__main__":
-    sys.exit(_measure_all(json.load(sys.stdin)))
+        limit, used = int(read("memory.max")), int(read("memory.current"))
+        statistics = dict(line.split(" ") for line in read("memory.stat").splitlines())
+        return max(0, limit - used + int(statistics["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no limit is "max", and older systems have no file
+        return math.inf

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 import timeit
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,6 +30,7 @@ from posmat.problem import NotAvailable
 from posmat.summary import AGAIN, FLOOR
 
 BLOCK_S = 5e-3  # long enough to hide the clock, short enough to fall between the scheduler's slices
+REPLAY_S = 1e-3  # of a graph, which is replayed ten times for a block
 WARM_UP_S = 0.2
 LONG_S = 0.05  # a call of this length or more is a block by itself, without further untimed calls
 LEAST_ROUNDS = 3  # whatever a method costs: fewer have no median that one bad block cannot move
@@ -105,7 +107,7 @@ def time_methods(
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
             or "graph" (replay of a captured graph, hot cache). None: all that the device has, one
             after the other, each in rows of its own. Of "event" `seconds` is the median over
-            `number` calls, of "graph" over `number` replays, each of as many calls as fill 5 ms.
+            `number` calls, of "graph" over `number` replays, each of as many calls as fill 1 ms.
             They share the seconds evenly.
         timer, cpu_timer: clocks, in seconds; they are replaced in tests.
         tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
@@ -475,11 +477,12 @@ def _device_block(method, clock) -> tuple[float, int]:
         from triton.testing import do_bench, do_bench_cudagraph
     except ImportError as error:
         raise NotAvailable(f"clock={clock!r} needs triton, which is not installed.") from error
-    rep_ms = BLOCK_S * 1e3
     if clock == "event":
-        times = do_bench(method, warmup=1, rep=rep_ms, return_mode="all")
+        times = do_bench(method, warmup=1, rep=BLOCK_S * 1e3, return_mode="all")
     else:
-        times = do_bench_cudagraph(method, rep=rep_ms, return_mode="all")
+        with warnings.catch_warnings():  # that the graph is empty where it could not be captured
+            warnings.simplefilter("ignore")
+            times = do_bench_cudagraph(method, rep=REPLAY_S * 1e3, return_mode="all")
     return statistics.median(times) / 1e3, len(times)
 
 

@@ -165,7 +165,7 @@ def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
 
 def measured_in_this_process():
     function = "products.unblocked_elementwise_product"
-    return memory._measure(function, "64", "64", "64", "int8", "0", "cpu", "1")
+    return memory._measure(function, 64, 64, 64, "int8", 0, "cpu", 1)
 
 
 def test_a_mark_that_is_not_reset_and_does_not_move_says_nothing(monkeypatch):

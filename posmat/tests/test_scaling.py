@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from posmat.figures import draw_figure
+from posmat.memory import peak_memory
 from posmat.problem import ProblemSize
 from posmat.roofline import (
     COPY,
@@ -26,11 +27,10 @@ from posmat.roofline import (
     turning_points,
 )
 from posmat.scaling import (
-    _container_limit,
+    _container_leaves,
     all_sweeps,
     expected_seconds,
     free_bytes,
-    peak_memory_by_size,
     require_memory,
     sweep,
     wanted_bytes,
@@ -126,7 +126,7 @@ def test_the_wanted_bytes_are_enough_for_every_method():
         "positive": "gemm.positive_matrix_product",
         "element-wise": "products.elementwise_product",
     }
-    rows = peak_memory_by_size(forms, {name: [size] for name in forms}, device="cpu")
+    rows = peak_memory(forms, size, device="cpu")
     assert list(rows["method"]) == list(forms) and (rows["in_features"] == 2048).all()
     if (rows["state"] == "measured").all():
         operands = 512 * 2048 + 256 * 2048
@@ -138,44 +138,20 @@ def test_the_wanted_bytes_are_enough_for_every_method():
 
 def test_a_measurement_of_memory_that_ends_early_says_which():
     with pytest.raises(RuntimeError, match="no_such_method"):
-        peak_memory_by_size(
-            {"no_such_method": "products.no_such_method"},
-            {"no_such_method": [ProblemSize(2, 2, 2)]},
-            device="cpu",
-        )
+        peak_memory({"no_such_method": "products.no_such_method"}, ProblemSize(2, 2, 2))
 
 
 def test_free_bytes_heed_the_limit_of_a_container(tmp_path):
     assert free_bytes("cpu") > 2**20
     (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert _container_limit(str(tmp_path)) == 600
-    (tmp_path / "memory.max").write_text("max\n")
-    assert _container_limit(str(tmp_path)) is None
-    assert _container_limit(str(tmp_path / "none")) is None
-
-
-def test_files_that_are_kept_in_memory_do_not_count_as_used(tmp_path):
-    (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
-    (tmp_path / "memory.stat").write_text("anon 350\nfile 550\ninactive_file 500\n\n")
-    assert _container_limit(str(tmp_path)) == 600
-    (tmp_path / "memory.stat").write_text("anon 350\n")
-    assert _container_limit(str(tmp_path)) == 100
+    (tmp_path / "memory.stat").write_text("anon 350\nfile 550\ninactive_file 500\n")
+    assert _container_leaves(str(tmp_path)) == 600  # what is kept of files does not count as used
     (tmp_path / "memory.current").write_text("1900\n")
-    assert _container_limit(str(tmp_path)) == 0
-
-
-def test_the_limit_of_an_older_container(tmp_path):
-    """cgroup v1, where the numbers of a container's own children are the total ones."""
-    folder = tmp_path / "memory"
-    folder.mkdir()
-    (folder / "memory.limit_in_bytes").write_text("1000\n")
-    (folder / "memory.usage_in_bytes").write_text("700\n")
-    (folder / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 200\n")
-    assert _container_limit(str(tmp_path)) == 500
-    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
-    assert _container_limit(str(tmp_path)) is None
+    assert _container_leaves(str(tmp_path)) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert math.isinf(_container_leaves(str(tmp_path)))
+    assert math.isinf(_container_leaves(str(tmp_path / "none")))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -333,10 +309,10 @@ def test_peak_memory_below_what_the_system_counts_is_not_told_as_none():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_peak_memory_by_size_on_cuda():
+def test_peak_memory_on_cuda():
     forms = {"layer": "products.linear_product", "gemm": "gemm.int8_product"}
     sizes = [ProblemSize(512, 256, 1024), ProblemSize(64, 32, 512)]
-    rows = peak_memory_by_size(forms, dict.fromkeys(forms, sizes), device="cuda")
+    rows = peak_memory(forms, dict.fromkeys(forms, sizes), device="cuda")
     by_size = rows.set_index(["method", "batch_size"])
     assert (rows["state"] == "measured").all() and len(rows) == 4
     for size in sizes:
