@@ -160,7 +160,11 @@ def require_same(found: dict, machine: str) -> None:
 
 @cache
 def code_of(source: str) -> str:
-    """A source without comments, docstrings and its own layout; as it is where it is no Python."""
+    """A source without comments, docstrings and its own layout; as it is where it is no Python.
+
+    The same for every version of Python: they write a tree as text in different ways, and a newer
+    one gives its nodes more fields, which are empty in what is written for an older one.
+    """
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -170,7 +174,16 @@ def code_of(source: str) -> str:
         # A text that is alone in its place stays: in a notebook's cell it is what is shown.
         if len(node.body) > 1 and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
-    return ast.unparse(tree)
+    return json.dumps(_without_empty_fields(tree))
+
+
+def _without_empty_fields(node):
+    if isinstance(node, list):
+        return [_without_empty_fields(one) for one in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return [type(node).__name__, *((name, _without_empty_fields(value)) for name, value in fields)]
 
 
 def hash_of_all_rows(root: Path, own: str) -> str:

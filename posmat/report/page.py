@@ -35,12 +35,20 @@ tbody th { text-align: left; font-weight: normal; }
 
 def write_page(executed: Path) -> Path:
     """Write `<stem>.html` beside an executed notebook, with its pictures inside."""
+    import nbconvert  # takes most of a second to load
     import nbformat
-    from nbconvert import HTMLExporter  # takes most of a second to load
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
-    body, _ = HTMLExporter(template_name="basic", embed_images=True).from_notebook_node(notebook)
+    # Jupyter looks for templates where Python is; `pip install --target` puts them beside nbconvert.
+    beside = [str(Path(nbconvert.__file__).parents[1] / "share/jupyter/nbconvert/templates")]
+    exporter = nbconvert.HTMLExporter(
+        template_name="basic",
+        embed_images=True,
+        extra_template_basedirs=beside,
+        extra_template_paths=beside,
+    )
+    body, _ = exporter.from_notebook_node(notebook)
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     colours = (
