@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -108,7 +109,7 @@ def apart(places: list[float], least: float) -> list[float]:
 
 
 def describe_rows(rows: pd.DataFrame) -> str:
-    """Where and on what rows were measured, in one line: the subtitle of a chart."""
+    """Where and on what rows were measured, in one line."""
     first = rows.iloc[0]
     processor = str(first["processor"])
     for word in ("(R)", "(TM)", " Processor"):  # the line must fit a column
@@ -119,6 +120,13 @@ def describe_rows(rows: pd.DataFrame) -> str:
             parts.append(f"{letter} = {first[name]:,}")
     threads = rows["threads"].nunique() == 1
     return " · ".join(parts + ([words_of_threads(first["threads"])] if threads else []))
+
+
+def subtitle(axes: Axes, rows: pd.DataFrame, longest: int = 72) -> None:
+    """Put where rows were measured over a chart as wide as a column, in two lines if it is long."""
+    line = describe_rows(rows)
+    line = line if len(line) <= longest else line.replace(" · M", "\nM", 1)
+    axes.set_title(line, fontsize=6.5, color=FAINT)
 
 
 def counted(number: int, noun: str) -> str:

@@ -24,6 +24,7 @@ from posmat.charts.style import (
     has_ratio,
     listed,
     name_of,
+    subtitle,
     summary_of,
     value_of,
     with_ends,
@@ -70,7 +71,7 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     for place, (method, line) in enumerate(table.iterrows()):
         name, value = name_of(method, line["wrong"]), value_of(method, line, "   {}×")
         write_on_line(axes, place, name, value, FAINT if is_control(method) else INK)
-    axes.set_title(describe_rows(rows), fontsize=6.5, color=FAINT)
+    subtitle(axes, rows)
     figure.head(title)
     return figure
 
@@ -141,7 +142,7 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
     for place, (method, line) in enumerate(shown.iterrows()):
         value = words_of_range(line, inverse=True)
         write_on_line(axes, place, name_of(method, line["wrong"]), value)
-    axes.set_title(describe_rows(rows[rows["clock"] == "host"]), fontsize=6.5, color=FAINT)
+    subtitle(axes, rows[rows["clock"] == "host"])
     figure.head(title)
     return figure
 

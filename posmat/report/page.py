@@ -40,7 +40,7 @@ def write_page(executed: Path) -> Path:
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
-    # Jupyter looks for templates where Python is; `pip install --target` puts them beside nbconvert.
+    # Jupyter looks for templates where Python is; pip's --target puts them beside nbconvert.
     beside = [str(Path(nbconvert.__file__).parents[1] / "share/jupyter/nbconvert/templates")]
     exporter = nbconvert.HTMLExporter(
         template_name="basic",
