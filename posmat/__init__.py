@@ -1,24 +1,14 @@
 """posmat: the positive matrix product, exact, timed and proved.
 
-The modules, each knowing only those above it:
+The rooms, each knowing only those above it:
 
-    host, environment      the machine and its device
-    problem                sizes and operands
-    signmag                int8 <-> sign and magnitude
-    products               methods (x, w) -> y, element by element; the reference
-    proof, engines         what is exact on this machine; GEMMs of bytes, and sums of them
-    gemm, exact            methods as GEMMs; the choice among all
-    fibonacci              codes without adjacent ones, and quantization to them
-    factorization          exact integer factors of an error table
-    multipliers, inexact   inexact multipliers; their matrix product, bit for bit
-    lookup                 the published simulators' algorithm, to compare with
-    digits                 a small network on real images, quantized
-    memory                 a method's peak memory
-    scaling, roofline      sizes that fit; growth and what limits it
-    summary, timing        rows -> tables; callables -> rows
-    records                rows to files and back
-    history, figures       the seed's times beside rows; rows -> charts
-    report                 the driver that runs notebooks; imports no torch
+    machine        the host and its device
+    layer          what a fully connected layer computes, exactly, and by which engine
+    multipliers    Fibonacci codes; inexact multipliers and their matrix product, bit for bit
+    network        a small network on real images, quantized
+    measure        callables -> rows -> tables -> files
+    charts         rows -> pictures; one function a figure
+    report         the driver that runs notebooks; imports no torch
 
 A name is imported when it is first used, so that the driver answers without loading torch.
 """
@@ -26,31 +16,33 @@ A name is imported when it is first used, so that the driver answers without loa
 from importlib import import_module
 
 _PUBLIC = {
-    "problem": "ProblemSize NotAvailable random_operands",
-    "signmag": "SignMagnitude to_sign_magnitude from_sign_magnitude",
-    "products": "integer_product linear_product elementwise_product sign_magnitude_product "
+    "layer.problem": "ProblemSize NotAvailable random_operands",
+    "layer.signmag": "SignMagnitude to_sign_magnitude from_sign_magnitude",
+    "layer.products": "integer_product linear_product elementwise_product sign_magnitude_product "
     "unblocked_elementwise_product unblocked_sign_magnitude_product accumulator_dtype",
-    "engines": "engine_for",
-    "gemm": "float32_product int8_product one_sided_product positive_matrix_product "
+    "layer.engines": "engine_for",
+    "layer.gemm": "float32_product int8_product one_sided_product positive_matrix_product "
     "prepare_float32 prepare_positive",
-    "exact": "exact_product explain chosen_method",
-    "fibonacci": "fibonacci_codes is_fibonacci nearest_fibonacci quantize_fibonacci "
+    "layer.exact": "exact_product explain chosen_method",
+    "multipliers.fibonacci": "fibonacci_codes is_fibonacci nearest_fibonacci quantize_fibonacci "
     "quantize_magnitudes",
-    "factorization": "factorize",
-    "multipliers": "Multiplier multiplier_names find_multiplier",
-    "inexact": "inexact_product prepare_inexact choose_path error_product output_error "
+    "multipliers.factors": "factorize",
+    "multipliers.table": "Multiplier multiplier_names find_multiplier",
+    "multipliers.product": "inexact_product prepare_inexact choose_path error_product output_error "
     "straight_through_product",
-    "lookup": "compiled_lookup_product compiler_command",
-    "digits": "load_digit_images train_network quantize_network accuracy mean_difference",
-    "environment": "require_device describe_environment",
-    "memory": "peak_memory",
-    "timing": "time_methods time_as_seed",
-    "summary": "summarize in_milliseconds clocks_side_by_side tell_ratio stands format_figures",
-    "records": "start_run read_rows read_all_rows",
-    "history": "read_seed then_and_now rankings",
-    "figures": "draw_figure",
-    "scaling": "all_sweeps require_memory wanted_bytes free_bytes expected_seconds",
-    "roofline": "least_bytes measured_roofs rates along exponents turning_points",
+    "multipliers.lookup": "compiled_lookup_product compiler_command",
+    "network.digits": "load_digit_images train_network quantize_network accuracy mean_difference",
+    "machine": "require_device describe_environment",
+    "measure.memory": "peak_memory",
+    "measure.timing": "time_methods time_as_seed",
+    "measure.summary": "summarize in_milliseconds clocks_side_by_side tell_ratio stands "
+    "format_figures",
+    "measure.files": "read_rows read_all_rows",
+    "measure.run": "start_run",
+    "measure.seed": "read_seed then_and_now rankings",
+    "charts.catalogue": "draw_figure",
+    "measure.sizes": "all_sweeps require_memory wanted_bytes free_bytes expected_seconds",
+    "measure.roofline": "least_bytes measured_roofs rates along exponents turning_points",
 }
 MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

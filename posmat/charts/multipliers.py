@@ -27,7 +27,7 @@ from posmat.charts.style import (
     words_of_threads,
     write_on_line,
 )
-from posmat.summary import AGAIN, baseline_of
+from posmat.measure.summary import AGAIN, baseline_of
 
 
 def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:

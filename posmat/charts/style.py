@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from posmat.summary import format_figures, is_control, summarize
+from posmat.measure.files import replacing, rows_digest
+from posmat.measure.summary import format_figures, is_control, summarize
 
 COLUMN_WIDTH_IN = 3.5  # one column of a two-column paper
 INK, FAINT = "#222222", "#767676"  # both hold 4.5 : 1 on white
@@ -53,10 +55,39 @@ class Chart(Figure):
 
     caption = ""
     alt = ""
+    title = ""
+    reads = ("{stem}.csv",)  # the files of its run that it was drawn from
 
     def head(self, title: str) -> None:
         """Put the title over the whole figure, at its left edge."""
         self.suptitle(title, x=0.01, ha="left", fontsize=8.5)
+
+    def keep(self, figure_id: str, folder: Path, stem: str, suffix: str) -> None:
+        """Write the figure beside the files of its run, as a notebook keeps it."""
+        digest = rows_digest(folder / pattern.format(stem=stem) for pattern in self.reads)
+        self.write(figure_id, digest, folder, suffix)
+
+    def write(self, figure_id: str, digest: str, folder: Path, suffix: str) -> None:
+        """Write .svg, .pdf and .png, with id, caption and the rows' sha256 inside.
+
+        The same rows give the same bytes under the same matplotlib: no date, no random id.
+        """
+        title, caption = f"posmat: {self.title}", self.caption
+        source = f"rows sha256 {digest}"
+        metadata = {
+            "svg": {"Title": title, "Description": caption, "Identifier": figure_id}
+            | {"Source": source, "Date": None},
+            "pdf": {"Title": title, "Subject": caption, "Keywords": f"{figure_id}; {source}"}
+            | {"CreationDate": None},
+            "png": {"Title": title, "Description": caption, "Source": source}
+            | {"Identifier": figure_id},
+        }
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
+            self.draw_without_rendering()  # lays it out, once for the three
+            self.set_layout_engine(None)
+            for kind, facts in metadata.items():
+                with replacing(folder / f"{figure_id}{suffix}.{kind}") as temporary:
+                    self.savefig(temporary, format=kind, metadata=facts)
 
     def _repr_png_(self) -> tuple[bytes, dict]:
         buffer = io.BytesIO()

@@ -10,13 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posmat.records import (
-    LOCAL,
-    QUICK,
-    RecordError,
-    ask_git,
-    is_read_by,
-)
+from posmat.measure.files import LOCAL, QUICK, RecordError, is_read_by
+from posmat.measure.run import ask_git
 from posmat.report.drawing import (
     ALL,
     KINDS,
@@ -187,7 +182,7 @@ def _check_summary(
     """
     import pandas as pd
 
-    from posmat.history import THEN, rankings, read_seed, then_and_now
+    from posmat.measure.seed import THEN, rankings, read_seed, then_and_now
 
     name = library.say(result.rows)
     try:

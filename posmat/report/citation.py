@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from posmat.records import RecordError
+from posmat.measure.files import RecordError
 from posmat.report.drawing import Drawing, Words
 
 _LATEX = {

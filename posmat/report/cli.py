@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import click
 
-from posmat.records import ALL_DEVICES, LOCAL, QUICK, RecordError, project_root
+from posmat.measure.files import ALL_DEVICES, LOCAL, QUICK, RecordError, project_root
 from posmat.report.parameters import UsageError
 from posmat.report.verbs import check, cite, draw, redraw
 

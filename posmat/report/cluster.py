@@ -19,7 +19,7 @@ from pathlib import Path
 import dask
 from distributed import Client, Future, KilledWorker
 
-from posmat.records import QUICK, SCRATCH, RecordError, claim_machine, scratch_folder
+from posmat.measure.files import QUICK, SCRATCH, RecordError, claim_machine, scratch_folder
 from posmat.report.freshness import job_key, provenance, require_same, why_stale
 from posmat.report.parameters import UsageError
 from posmat.report.progress import Progress

@@ -13,12 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posmat.records import LOCAL, QUICK, RecordError, make_folder, read_rows, replacing, rows_hash
+from posmat.measure.files import (
+    LOCAL,
+    QUICK,
+    RecordError,
+    make_folder,
+    read_rows,
+    replacing,
+    rows_digest,
+    rows_hash,
+)
 
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
     import pandas as pd
 
-    from posmat.figures import FigureSpec
+    from posmat.charts.catalogue import FigureSpec
 
 OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
 ALL = "all"  # the device of a notebook that reads the rows of every machine
@@ -104,8 +113,6 @@ class Drawing:
         return self.root / "reports" / "figures" / f"{self.name}.{kind}"
 
     def digest(self) -> str:
-        from posmat.figures import rows_digest
-
         return rows_digest(self.sources)
 
 
@@ -186,7 +193,7 @@ def check_frame(frame: "pd.DataFrame", is_blocks: bool) -> None:
     Raises:
         ValueError: what is wrong, in one sentence.
     """
-    from posmat.summary import check_rows
+    from posmat.measure.summary import check_rows
 
     if {"method", "state"} <= set(frame.columns):
         cut = frame["method"].isna() | frame["state"].isna()
@@ -225,7 +232,7 @@ def groups_of(rows: "pd.DataFrame") -> list[str]:
     Raises:
         ValueError: the rows have no baseline.
     """
-    from posmat.summary import baseline_of
+    from posmat.measure.summary import baseline_of
 
     parts = [own for _, own in _parts_of(rows)]
     bases = [own[own["method"] == baseline_of(own)] for own in parts]
@@ -243,7 +250,7 @@ def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from posmat.summary import baseline_of, summarize
+    from posmat.measure.summary import baseline_of, summarize
 
     by = groups_of(rows)
     if _PART not in by:
@@ -307,7 +314,7 @@ def find_results(root: Path) -> list[Result]:
 
 def find_drawings(results: list[Result]) -> tuple[list[Drawing], list[str]]:
     """Every picture that the list of figures makes of results, and what is missing for others."""
-    from posmat.figures import FIGURES
+    from posmat.charts.catalogue import FIGURES
 
     drawings: list[Drawing] = []
     problems: list[str] = []
@@ -364,7 +371,7 @@ def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
     """
     import difflib
 
-    from posmat.figures import FIGURES
+    from posmat.charts.catalogue import FIGURES
 
     drawings, asked = list(drawings), list(asked)
     found: list[Drawing] = []
@@ -455,7 +462,7 @@ def _do_share(
 
 def _draw(drawing: Drawing, library: Library) -> Words | str:
     """Draw and write one picture; what is said of it, or why it could not be drawn."""
-    from posmat.figures import draw_figure, write_figure
+    from posmat.charts.catalogue import draw_figure
 
     try:
         frames = library.read_all(drawing)
@@ -468,7 +475,7 @@ def _draw(drawing: Drawing, library: Library) -> Words | str:
     except Exception as error:
         return _stumbled(drawing, error)
     folder = make_folder(drawing.picture("svg").parent)
-    write_figure(figure, drawing.spec.id, drawing.digest(), folder, drawing.suffix)
+    figure.write(drawing.spec.id, drawing.digest(), folder, drawing.suffix)
     return Words(figure.caption, figure.alt)
 
 

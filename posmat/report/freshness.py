@@ -1,6 +1,6 @@
 """Whether a job is up to date: its key is the one in its provenance, and its files are there.
 
-The key holds what the numbers depend on: the notebook's code, the parameters, the modules that it
+The key holds what the numbers depend on: the notebook's code, the parameters, the rooms that it
 reaches and that compute or time, the host, the device and PyTorch's version. Comments, docstrings,
 prose and charts are not in it. A notebook that reads rows depends on all rows instead. What sources
 make of it, `posmat check` holds against the sources that are there.
@@ -11,20 +11,28 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import nbformat
 
 import posmat
-from posmat.host import host_identity, processor_name
-from posmat.records import ALL_DEVICES, is_read_by, rows_hash
+from posmat.machine import host_identity, processor_name
+from posmat.measure.files import ALL_DEVICES, is_read_by, rows_hash
 from posmat.report.parameters import UsageError
 
 PACKAGE = Path(posmat.__file__).parent
-# Modules that show or keep what was measured. What is not named here is arithmetic or timing.
-_VIEWS = {"summary", "history"}
-_NOT_COUNTED = _VIEWS | {"__init__", "environment", "figures", "host", "records"}
+# What computes and times, by room, each with the rooms that it needs. Of `measure` the clocks and
+# the counters: what shows or keeps rows changes no number.
+ROOMS = {
+    "layer": (),
+    "multipliers": ("layer",),
+    "network": ("multipliers",),
+    "measure": ("layer",),
+}
+_VIEWS = ("measure.summary", "measure.seed")
+_NO_CLOCK = (*_VIEWS, "measure.files", "measure.run")
 
 
 def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
@@ -49,56 +57,53 @@ def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
 
 
 def sources_key(notebook: Path) -> dict:
-    """The parts of a key that sources make: the notebook's code, and each module that it reaches.
+    """The parts of a key that sources make: the notebook's code, and each room that it reaches.
 
-    A module is reached by a public name, by an import, or as memory's "module.function".
+    A room is reached by a public name, with the rooms that it needs itself.
     """
     return _sources_key(nbformat.read(notebook, as_version=4))
 
 
 def _sources_key(notebook: nbformat.NotebookNode) -> dict:
-    code = [code_of(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
-    modules = {path.stem: path for path in PACKAGE.glob("*.py")}
-    counted = _VIEWS if _reads_rows(notebook) else modules.keys() - _NOT_COUNTED
-    reached, waiting = {}, ["\n".join(code)]
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     if _reads_rows(notebook):
-        waiting = [f"import posmat.{name}" for name in _VIEWS]
-    while waiting:
-        for name in (_named_in(waiting.pop()) & counted) - reached.keys():
-            source = code_of(modules[name].read_text(encoding="utf-8"))
-            reached[name] = _hash([source])
-            waiting.append(source)
-    return {"notebook": _hash(code), "modules": dict(sorted(reached.items()))}
+        rooms = {name: _hash_of_modules([name]) for name in _VIEWS}
+    else:
+        names = re.findall(r"\bpm\.(\w+)|\bposmat\.(\w+)", "\n".join(cells))
+        found = {posmat.MODULE_OF.get(a or b, a or b).partition(".")[0] for a, b in names}
+        reached = [room for room in ROOMS if room in found]
+        for room in reached:
+            reached += [needed for needed in ROOMS[room] if needed not in reached]
+        rooms = {room: _hash_of_room(room) for room in sorted(reached)}
+    return {"notebook": _hash(map(code_of, cells)), "rooms": rooms}
+
+
+def _hash_of_room(room: str) -> str:
+    names = sorted(f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py"))
+    return _hash_of_modules(name for name in names if name not in _NO_CLOCK)
+
+
+def _hash_of_modules(names: Iterable[str]) -> str:
+    paths = [(name, PACKAGE / f"{name.replace('.', '/')}.py") for name in names]
+    return _hash([name, code_of(path.read_text(encoding="utf-8"))] for name, path in paths)
 
 
 def _reads_rows(notebook: nbformat.NotebookNode) -> bool:
     return notebook.metadata.get("posmat", {}).get("reads") == "rows"
 
 
-def _named_in(code: str) -> set[str]:
-    """What code, or code in its texts, names of posmat: modules, among other words."""
-    public = re.findall(r"\b(?:pm|posmat)\.(\w+)", code)
-    for names in re.findall(r"\bfrom posmat import (.+)", code):
-        public += re.findall(r"\w+", names)
-    modules = {posmat.MODULE_OF.get(name, name) for name in public}
-    return modules | set(re.findall(r"\b(\w+)(?=\.\w)", code))
-
-
 def why_changed(known: dict, key: dict) -> str:
     """What of a key is another than the one that is known; '' when all is the same."""
+    if not known:
+        return "no key"
     changed = []
     for part, now in key.items():
         then = known.get(part)
-        if part == "modules" and isinstance(then, dict):
-            changed += sorted(name for name in now | then if now.get(name) != then.get(name))
+        if part == "rooms" and isinstance(then, dict):
+            changed += [f"posmat/{room}" for room in now if now[room] != then.get(room)]
         elif then != now:
-            what = {
-                "notebook": "the notebook's code",
-                "modules": "the code that computes and times",
-            }
-            changed.append(what.get(part, part))
-    if not known:
-        return "no key"
+            words = {"notebook": "the notebook's code", "rooms": "the code that computes and times"}
+            changed.append(words.get(part, part))
     return ", ".join(changed) + " changed" if changed else ""
 
 
@@ -132,8 +137,8 @@ def provenance(job, root: Path) -> dict:
 
 def describe_installation() -> dict:
     """What must be the same where jobs are sent from and where they run, and whose host this is."""
-    sources = sorted([*PACKAGE.glob("*.py"), *PACKAGE.glob("report/*.py")])
-    code = _hash([path.name, code_of(path.read_text(encoding="utf-8"))] for path in sources)
+    paths = sorted(path for path in PACKAGE.rglob("*.py") if "tests" not in path.parts)
+    code = _hash([path.name, code_of(path.read_text(encoding="utf-8"))] for path in paths)
     return {
         "posmat": f"{importlib.metadata.version('posmat')} (code {code[:8]})",
         "torch": importlib.metadata.version("torch"),

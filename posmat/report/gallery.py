@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from posmat.records import RecordError, make_folder, replacing
+from posmat.measure.files import RecordError, make_folder, replacing
 from posmat.report.citation import cite_figure
 from posmat.report.drawing import (
     OWN,
@@ -106,7 +106,7 @@ def describe_page(
     library: Library,
 ) -> dict:
     """What the templates of a folder's pages need."""
-    from posmat.figures import FIGURES
+    from posmat.charts.catalogue import FIGURES
 
     own = folder.name if folder.name in OWN else None
     root = library.root
@@ -248,7 +248,7 @@ def measured_on(drawing: Drawing, library: Library) -> tuple[dict, list[str]]:
 
 def _numbers(drawing: Drawing, library: Library) -> dict | None:
     """The table under a picture, where its rows are timed blocks of one run."""
-    from posmat.summary import in_milliseconds
+    from posmat.measure.summary import in_milliseconds
 
     if len(drawing.sources) != 1 or not is_timed(library.read(drawing.sources[0])):
         return None

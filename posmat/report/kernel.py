@@ -23,7 +23,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.execute import ERROR_MARKER_TAG
 
-from posmat.records import JOB_VARIABLE
+from posmat.measure.files import JOB_VARIABLE
 
 # What these log is said by the failure's sentence.
 logging.getLogger("papermill").setLevel(logging.CRITICAL)

@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from posmat.records import replacing
+from posmat.measure.files import replacing
 
 # Light and dark by the reader's own setting; lines of a readable length; wide tables scroll.
 _CSS = """

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from posmat import records
-from posmat.records import PARAMETER_TYPES, Parameter, RecordError
+from posmat.measure import run as records
+from posmat.measure.files import RecordError
+from posmat.measure.run import PARAMETER_TYPES, Parameter
 
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 
-from posmat.records import (
+from posmat.measure.files import (
     ALL_DEVICES,
     QUICK,
     SCRATCH,

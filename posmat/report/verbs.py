@@ -120,7 +120,7 @@ def cite(root: Root, figure: str | None) -> int:
     if figure is None:
         print(citation.cite_software(root()))
         return 0
-    from posmat.figures import figure_number
+    from posmat.charts.catalogue import figure_number
     from posmat.report.drawing import (
         OWN,
         Library,

@@ -16,7 +16,7 @@ from threading import Thread
 
 import psutil
 
-from posmat.records import JOB_VARIABLE, SCRATCH, scratch_folder
+from posmat.measure.files import JOB_VARIABLE, SCRATCH, scratch_folder
 from posmat.report.exclusive import one_at_a_time
 from posmat.report.freshness import describe_installation, job_key
 from posmat.report.runner import Job, Outcome, run_in_folder

@@ -9,7 +9,8 @@ import os
 import pytest
 import torch
 
-from posmat import engines, exact, gemm, inexact, proof
+from posmat.layer import engines, exact, gemm, proof
+from posmat.multipliers import product as inexact
 
 if os.environ.get("POSMAT_TEST_WITHOUT_ONEDNN"):
     torch.backends.mkldnn.set_flags(False)
@@ -53,16 +54,16 @@ def blank_pictures(monkeypatch):
 
     For tests of what is said about pictures: to write one in three formats takes half a second.
     """
-    from posmat import figures
+    from posmat.charts.style import Chart
 
-    write = figures.write_figure
+    write = Chart.write
 
     def write_blank(figure, *words):
-        blank = figures.Chart(figsize=(1, 1))
-        blank.caption = figure.caption
+        blank = Chart(figsize=(1, 1))
+        blank.caption, blank.title = figure.caption, figure.title
         write(blank, *words)
 
-    monkeypatch.setattr(figures, "write_figure", write_blank)
+    monkeypatch.setattr(Chart, "write", write_blank)
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from posmat import proof
-from posmat.engines import by_int8
-from posmat.exact import exact_product
-from posmat.gemm import (
+from posmat.layer import proof
+from posmat.layer.engines import by_int8
+from posmat.layer.exact import exact_product
+from posmat.layer.gemm import (
     float32_product,
     int8_product,
     one_sided_product,
     positive_matrix_product,
 )
-from posmat.products import accumulator_dtype, integer_product
+from posmat.layer.products import accumulator_dtype, integer_product
 
 CPU = torch.device("cpu")
 METHODS = [float32_product, int8_product, one_sided_product, positive_matrix_product, exact_product]

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from posmat.host import describe_host
-from posmat.records import describe_sources, rows_hash
+from posmat.machine import describe_host
+from posmat.measure.files import rows_hash
+from posmat.measure.run import describe_sources
+from posmat.measure.summary import AGAIN, FLOOR
 from posmat.report.freshness import sources_key
 from posmat.report.page import write_page
-from posmat.summary import AGAIN, FLOOR
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINES = (("alpha", "cpu", "A Processor"), ("beta", "cuda", "A GPU <x>"))

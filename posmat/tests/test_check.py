@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from posmat.history import rankings, read_seed, then_and_now
-from posmat.records import make_folder, read_all_rows, rows_hash
+from posmat.measure.files import make_folder, read_all_rows, rows_hash
+from posmat.measure.seed import rankings, read_seed, then_and_now
 from posmat.report import cli
 from posmat.report.checking import check_project
 from posmat.report.drawing import OWN, find_results
@@ -211,15 +211,15 @@ def test_what_was_drawn_holds(project, monkeypatch, capsys):
 def test_older_sources_are_information_and_with_strict_a_failure(project, monkeypatch, capsys):
     for path in (project / DATA).glob("*.json"):
         facts = json.loads(path.read_text())
-        facts["key"]["modules"]["timing"] = "of another time"
-        facts["sources"]["modules"]["figures"] = "whose change changes no row"
+        facts["key"]["rooms"]["measure"] = "of another time"
+        facts["sources"]["modules"]["charts"] = "whose change changes no row"
         facts["key"] |= {"host": "another", "torch": "1.0"}
         path.write_text(json.dumps(facts))
     monkeypatch.setattr(cli, "_root", lambda: project)
     assert cli.main(["check"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("posmat: data/alpha/cpu: made by older sources: 01_matvec")
-    assert f"{NAME} (timing changed)" in first and "belong to the rows" in second
+    assert f"{NAME} (posmat/measure changed)" in first and "belong to the rows" in second
     assert cli.main(["check", "--strict"]) == 1
     assert "made by older sources" in capsys.readouterr().err
 

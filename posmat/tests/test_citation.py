@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from posmat.records import rows_hash
+from posmat.measure.files import rows_hash
 from posmat.report import cli
 from posmat.report.citation import cite_figure, cite_software, latex
 from posmat.report.drawing import Library, find_drawings, find_results

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from posmat.digits import (
+from posmat.charts.catalogue import FIGURES, draw_figure
+from posmat.multipliers.fibonacci import is_fibonacci, quantize_fibonacci
+from posmat.multipliers.table import find_multiplier, multiplier_names
+from posmat.network.digits import (
     LARGEST,
     accuracy,
     load_digit_images,
@@ -16,9 +19,6 @@ from posmat.digits import (
     quantize_network,
     train_network,
 )
-from posmat.fibonacci import is_fibonacci, quantize_fibonacci
-from posmat.figures import FIGURES, draw_figure
-from posmat.multipliers import find_multiplier, multiplier_names
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from posmat import figures
-from posmat.charts.times import time_per_method
-from posmat.figures import FigureSpec, draw_figure, rows_digest, save_figure
-from posmat.records import RecordError, read_rows
+from posmat.charts import catalogue as figures
+from posmat.charts.catalogue import FigureSpec, draw_figure
+from posmat.charts.lines import time_per_method
+from posmat.measure.files import RecordError, read_rows, rows_digest
 from posmat.report import cli
 from posmat.report.drawing import (
     KINDS,
@@ -252,7 +252,7 @@ def test_a_notebook_keeps_the_figure_that_is_drawn_again(tmp_path, tmp_path_fact
     memory = read_rows(staging / f"{NAME}.memory.csv")
     for figure_id, frames in (("positive-matrix-product", [rows]), ("with-memory", [rows, memory])):
         figure = draw_figure(figure_id, *frames)
-        save_figure(figure, figure_id, rows, rows_digest([staging / f"{NAME}.csv"]), staging, "-x")
+        figure.keep(figure_id, staging, NAME, "-x")
         for kind in ("svg", "pdf", "png"):
             drawn = small / "reports" / "figures" / f"{figure_id}-alpha-cpu.{kind}"
             assert (staging / f"{figure_id}-x.{kind}").read_bytes() == drawn.read_bytes()
@@ -338,7 +338,7 @@ def test_a_reader_that_leaves_is_no_traceback(small):
     """Each verb in a process of its own, which is forked from one that has loaded all it needs."""
     code = """
 import os, pathlib, sys
-import posmat.figures, posmat.report.checking, posmat.report.gallery
+import posmat.charts.catalogue, posmat.report.checking, posmat.report.gallery
 from posmat.report import cli
 
 cli._root = lambda: pathlib.Path(sys.argv[1])

@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from posmat import engines, exact, gemm, proof
-from posmat.engines import (
+from posmat.layer import engines, exact, gemm, proof
+from posmat.layer.engines import (
     ENGINES,
     Term,
     aligned,
@@ -23,11 +23,11 @@ from posmat.engines import (
     padded_gemm,
     sum_of_gemms,
 )
-from posmat.gemm import one_sided_product, positive_matrix_product
-from posmat.inexact import inexact_product
-from posmat.problem import NotAvailable, ProblemSize
-from posmat.products import integer_product
-from posmat.proof import BYTES, INT8, MAGNITUDES
+from posmat.layer.gemm import one_sided_product, positive_matrix_product
+from posmat.layer.problem import NotAvailable, ProblemSize
+from posmat.layer.products import integer_product
+from posmat.layer.proof import BYTES, INT8, MAGNITUDES
+from posmat.multipliers.product import inexact_product
 from posmat.tests.operands import CPU, LAYOUTS, check, constant, lay_out, operands
 
 RANGES = {
@@ -404,13 +404,13 @@ def test_memory_that_ran_out_once_is_no_finding(failure, monkeypatch, nothing_fo
 SCRIPT = """
     import json, os, sys, traceback
     import torch
-    from posmat.engines import by_float32
-    from posmat.exact import chosen_method, exact_product, explain
-    from posmat.gemm import float32_product, int8_product, one_sided_product
-    from posmat.gemm import positive_matrix_product, prepare_positive
-    from posmat.inexact import inexact_product
-    from posmat.problem import NotAvailable, ProblemSize, random_operands
-    from posmat.proof import BYTES, circumstances, prove
+    from posmat.layer.engines import by_float32
+    from posmat.layer.exact import chosen_method, exact_product, explain
+    from posmat.layer.gemm import float32_product, int8_product, one_sided_product
+    from posmat.layer.gemm import positive_matrix_product, prepare_positive
+    from posmat.multipliers.product import inexact_product
+    from posmat.layer.problem import NotAvailable, ProblemSize, random_operands
+    from posmat.layer.proof import BYTES, circumstances, prove
 
     CPU = torch.device("cpu")
     CORNERS = ((127, 127), (-128, -128))

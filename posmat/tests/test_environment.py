@@ -1,18 +1,22 @@
 import pytest
 import torch
 
-from posmat.environment import describe_device, describe_environment, make_current, require_device
-from posmat.host import (
+from posmat.layer.problem import ProblemSize, random_operands
+from posmat.layer.products import linear_product
+from posmat.machine import (
     NOT_GIVEN,
+    describe_device,
+    describe_environment,
     describe_host,
     describe_libraries,
     host_identity,
+    make_current,
     read_gpu,
+    require_device,
     slow_clock_warnings,
 )
-from posmat.memory import peak_memory
-from posmat.problem import ProblemSize, random_operands
-from posmat.timing import time_as_seed, time_methods
+from posmat.measure.memory import peak_memory
+from posmat.measure.timing import time_as_seed, time_methods
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def test_everything_that_takes_a_device_refuses_in_the_same_words():
         lambda device: time_methods(one, reference=None, device=device),
         lambda device: time_methods(one, reference=None, baseline="a", clock="host", device=device),
         lambda device: time_as_seed(one, 1, reference=None, device=device),
-        lambda device: peak_memory({"a": "products.linear_product"}, size, device=device),
+        lambda device: peak_memory({"a": linear_product}, size, device=device),
     ):
         with pytest.raises(ValueError, match="device='gpu' is not known"):
             ask("gpu")

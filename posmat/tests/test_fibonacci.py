@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from posmat.fibonacci import (
+from posmat.multipliers.fibonacci import (
     fibonacci_codes,
     is_fibonacci,
     nearest_fibonacci,

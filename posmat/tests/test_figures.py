@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from posmat.charts.scaling import _label_slopes
+from posmat.charts.catalogue import FIGURES, draw_figure, figure_number, find_figure
+from posmat.charts.sizes import _label_slopes
 from posmat.charts.style import (
     ALT_LENGTH,
     COLOURS,
@@ -16,10 +17,9 @@ from posmat.charts.style import (
     in_words,
     medians,
 )
-from posmat.figures import FIGURES, draw_figure, figure_number, find_figure, save_figure
-from posmat.records import project_root
+from posmat.measure.files import project_root
+from posmat.measure.summary import AGAIN, FLOOR
 from posmat.report.drawing import OWN, Library, find_drawings, find_results
-from posmat.summary import AGAIN, FLOOR
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_same_rows_give_the_same_bytes(rows, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         figure = draw_figure("positive-matrix-product", rows)
-        save_figure(figure, "positive-matrix-product", rows, "ab12", folder, "-m-cpu")
+        figure.write("positive-matrix-product", "ab12", folder, "-m-cpu")
         digests.append(
             {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
         )
@@ -66,7 +66,7 @@ def test_the_same_rows_give_the_same_bytes(rows, tmp_path):
 
 def test_id_caption_and_hash_are_inside(rows, tmp_path):
     figure = draw_figure("positive-matrix-product", rows)
-    save_figure(figure, "positive-matrix-product", rows, "ab12", tmp_path, "")
+    figure.write("positive-matrix-product", "ab12", tmp_path, "")
     caption = find_figure("positive-matrix-product").caption(rows)
     svg = (tmp_path / "positive-matrix-product.svg").read_text()
     assert "rows sha256 ab12" in svg and "positive-matrix-product" in svg and caption in svg

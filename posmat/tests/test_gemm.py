@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posmat import engines, exact, gemm
-from posmat.engines import ENGINES, by_int8, engine_for
-from posmat.exact import exact_product, explain
-from posmat.fibonacci import is_fibonacci, quantize_fibonacci
-from posmat.gemm import (
+from posmat.layer import engines, exact, gemm
+from posmat.layer.engines import ENGINES, by_int8, engine_for
+from posmat.layer.exact import exact_product, explain
+from posmat.layer.gemm import (
     float32_product,
     int8_product,
     longest_block,
@@ -21,10 +20,11 @@ from posmat.gemm import (
     prepare_float32,
     prepare_positive,
 )
-from posmat.inexact import inexact_product, prepare_inexact
-from posmat.problem import NotAvailable, ProblemSize, random_operands
-from posmat.products import integer_product, linear_product
-from posmat.proof import BYTES, INT8, MAGNITUDES, prove
+from posmat.layer.problem import NotAvailable, ProblemSize, random_operands
+from posmat.layer.products import integer_product, linear_product
+from posmat.layer.proof import BYTES, INT8, MAGNITUDES, prove
+from posmat.multipliers.fibonacci import is_fibonacci, quantize_fibonacci
+from posmat.multipliers.product import inexact_product, prepare_inexact
 from posmat.tests.operands import (
     CPU,
     LAYOUTS,

@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
-from posmat.history import rankings, read_seed, then_and_now
-from posmat.records import RecordError, project_root, read_all_rows
-from posmat.summary import AGAIN
+from posmat.measure.files import RecordError, project_root, read_all_rows
+from posmat.measure.seed import rankings, read_seed, then_and_now
+from posmat.measure.summary import AGAIN
 
 
 def rows_of(times: dict[str, list[float]], **columns) -> pd.DataFrame:

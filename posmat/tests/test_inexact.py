@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posmat import inexact, lookup, multipliers
-from posmat.engines import ENGINES, engine_for
-from posmat.fibonacci import quantize_fibonacci
-from posmat.gemm import positive_matrix_product
-from posmat.inexact import (
+from posmat.layer.engines import ENGINES, engine_for
+from posmat.layer.gemm import positive_matrix_product
+from posmat.layer.problem import NotAvailable
+from posmat.multipliers import lookup
+from posmat.multipliers import product as inexact
+from posmat.multipliers import table as multipliers
+from posmat.multipliers.fibonacci import quantize_fibonacci
+from posmat.multipliers.lookup import compiled_lookup_product, compiler_command
+from posmat.multipliers.product import (
     choose_path,
     error_product,
     inexact_product,
@@ -21,9 +25,7 @@ from posmat.inexact import (
     prepare_inexact,
     straight_through_product,
 )
-from posmat.lookup import compiled_lookup_product, compiler_command
-from posmat.multipliers import Multiplier, find_multiplier, multiplier_names
-from posmat.problem import NotAvailable
+from posmat.multipliers.table import Multiplier, find_multiplier, multiplier_names
 from posmat.tests.operands import LAYOUTS, lay_out
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from posmat.factorization import (
+from posmat.multipliers.factors import (
     CertificateError,
     Factorization,
     digit_count,
@@ -14,7 +14,7 @@ from posmat.factorization import (
     factorize,
     modular_rank,
 )
-from posmat.multipliers import (
+from posmat.multipliers.table import (
     CODES,
     Gemm,
     Multiplier,
@@ -117,7 +117,7 @@ def test_the_shipped_need_no_lattice_reduction():
     # A process of its own, in which python-flint cannot be imported.
     code = (
         "import sys; sys.modules['flint'] = None\n"
-        "from posmat.multipliers import find_multiplier, multiplier_names\n"
+        "from posmat.multipliers.table import find_multiplier, multiplier_names\n"
         "for name in multiplier_names():\n"
         "    found = find_multiplier(name); found.rank, found.gemm, found.exact_when()\n"
     )

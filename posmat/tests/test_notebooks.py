@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from posmat.records import QUICK, read_rows, rows_hash
+from posmat.measure.files import QUICK, read_rows, rows_hash
 from posmat.report import runner
 from posmat.report.runner import find_notebooks, plan, run_job
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from posmat.problem import ProblemSize, check_operands, random_operands
+from posmat.layer.problem import ProblemSize, check_operands, random_operands
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.0, "3", None, True, np.int64(0), np.float64(4)])

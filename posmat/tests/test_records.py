@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from posmat import records, timing
-from posmat.memory import peak_memory
-from posmat.problem import ProblemSize
-from posmat.records import (
-    JOB_VARIABLE,
+from posmat.layer.problem import ProblemSize
+from posmat.layer.products import linear_product
+from posmat.measure import run as records
+from posmat.measure import timing
+from posmat.measure.files import (
     RecordError,
     claim_machine,
     folder_of,
@@ -21,11 +21,12 @@ from posmat.records import (
     read_rows,
     replacing,
     rows_hash,
-    start_run,
     variant,
 )
+from posmat.measure.memory import peak_memory
+from posmat.measure.run import JOB_VARIABLE, start_run
+from posmat.measure.summary import summarize
 from posmat.report.drawing import owner_of
-from posmat.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = [
@@ -214,7 +215,7 @@ def test_every_column_that_posmat_makes_is_described():
     one = {"a": lambda: torch.ones(1)}
     timed = timing.time_methods(one, reference=None, baseline="a", rounds=1)
     as_seed = timing.time_as_seed(one, 1, reference=None)
-    memory = peak_memory({"a": "products.linear_product"}, ProblemSize(1, 1, 1), device="cpu")
+    memory = peak_memory({"a": linear_product}, ProblemSize(1, 1, 1), device="cpu")
     for frame in (timed, as_seed, memory, summarize(timed).reset_index()):
         assert not undescribed(frame.columns, text)
 

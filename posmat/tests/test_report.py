@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posmat.records import read_rows, rows_hash
+from posmat.measure.files import read_rows, rows_hash
 from posmat.report import cli, progress
 from posmat.report.parameters import UsageError, convert, read_parameters
 from posmat.report.runner import (

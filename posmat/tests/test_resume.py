@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from posmat.records import LOCAL
+from posmat.measure.files import LOCAL
 from posmat.report import cli, freshness
 from posmat.report.checking import check_project
 from posmat.report.freshness import code_of, job_key, sources_key, why_stale
@@ -51,7 +52,7 @@ def test_only_what_is_not_up_to_date_is_run(tmp_path):
     # The provenance has what a reader needs to see why; files that are not its own do not pass.
     data, reports = (tmp_path / kind / "local" / "all" for kind in ("data", "reports"))
     facts = json.loads((data / "01_first.json").read_text())
-    parts = {"notebook", "parameters", "modules", "host", "device", "torch"}
+    parts = {"notebook", "parameters", "rooms", "host", "device", "torch"}
     assert set(facts["key"]) == parts and facts["warnings"] == []
     facts["key"]["torch"] = "1.0"
     (data / "01_first.json").write_text(json.dumps(facts))
@@ -65,22 +66,19 @@ def test_only_what_is_not_up_to_date_is_run(tmp_path):
     assert stale(second) == "no rows yet"
 
 
-def test_an_edit_makes_stale_what_reaches_it(tmp_path, monkeypatch):
+def test_an_edit_makes_stale_what_reaches_its_room(tmp_path, monkeypatch):
     package = tmp_path / "posmat"
-    package.mkdir()
-    for source in freshness.PACKAGE.glob("*.py"):
-        shutil.copy(source, package)
+    shutil.copytree(freshness.PACKAGE, package, ignore=shutil.ignore_patterns("tests", "__pyc*"))
     layer = make_notebook(tmp_path, "01_layer", "import posmat as pm", "pm.exact_product", KEEP)
-    text = "import posmat as pm\npm.inexact_product"
+    text = "import posmat as pm; pm.inexact_product"
     inexact = make_notebook(tmp_path, "02_inexact", "import sys", f"{text!r}", KEEP)
-    forms = make_notebook(tmp_path, "03_forms", '{"a form": "inexact.inexact_product"}', KEEP)
     assert report(tmp_path)[0] == 0
     monkeypatch.setattr(freshness, "PACKAGE", package)
     monkeypatch.setattr(cli, "_root", lambda: tmp_path)
 
     def told() -> list[str]:
-        why = [stale(notebook) for notebook in (layer, inexact, forms)]
-        stems = zip(("01_layer", "02_inexact", "03_forms"), why, strict=True)
+        why = [stale(notebook) for notebook in (layer, inexact)]
+        stems = zip(("01_layer", "02_inexact"), why, strict=True)
         said = "; ".join(f"{stem} ({one})" for stem, one in stems if one)
         older = check_project(tmp_path)[1]
         assert older == [f"data/local/all: made by older sources: {said}"] * bool(said)
@@ -91,24 +89,30 @@ def test_an_edit_makes_stale_what_reaches_it(tmp_path, monkeypatch):
         assert old in source
         (package / name).write_text(source.replace(old, new, 1), encoding="utf-8")
 
-    assert told() == ["", "", ""]
-    edit("inexact.py", '"""', '"""Mended. ')
-    edit("figures.py", "import ", "import this, ")
-    assert told() == ["", "", ""]
-    edit("multipliers.py", "def ", "A = 1\n\n\ndef ")
-    assert told() == ["", "multipliers changed", "multipliers changed"]
-    edit("problem.py", "def ", "A = 1\n\n\ndef ")
-    assert told() == ["problem changed", *["multipliers, problem changed"] * 2]
+    assert told() == ["", ""]
+    edit("multipliers/product.py", '"""', '"""Mended. ')
+    edit("charts/catalogue.py", "import ", "import this, ")
+    edit("measure/summary.py", "def ", "A = 1\n\n\ndef ")
+    assert told() == ["", ""]
+    edit("multipliers/table.py", "def ", "A = 1\n\n\ndef ")
+    assert told() == ["", "posmat/multipliers changed"]
+    edit("layer/problem.py", "def ", "A = 1\n\n\ndef ")
+    assert told() == ["posmat/layer changed", "posmat/layer, posmat/multipliers changed"]
 
 
 def test_every_notebook_reaches_what_it_uses_and_no_more():
     notebooks = find_notebooks(ROOT / "notebooks", [])
-    reached = {path.stem[:2]: set(sources_key(path)["modules"]) for path in notebooks}
-    assert reached.pop("10") == {"summary", "history"}
-    assert all({"timing", "problem"} <= modules for modules in reached.values())
-    inexact = {"inexact", "multipliers", "factorization"}
-    assert [name for name in reached if reached[name] & inexact] == ["08", "09"]
-    assert {name for name in reached if "memory" in reached[name]} == {"02", "05", "06", "07"}
+    reached = {path.stem[:2]: set(sources_key(path)["rooms"]) for path in notebooks}
+    assert reached.pop("10") == {"measure.summary", "measure.seed"}
+    assert all({"measure", "layer"} <= rooms for rooms in reached.values())
+    assert [name for name in reached if "multipliers" in reached[name]] == ["08", "09"]
+
+
+def test_a_room_needs_the_rooms_that_its_modules_import():
+    for room, needed in freshness.ROOMS.items():
+        text = "".join(path.read_text() for path in (freshness.PACKAGE / room).glob("*.py"))
+        found = set(re.findall(r"from posmat\.(\w+)\.", text)) - {room}
+        assert found == set(needed)
 
 
 def test_docstrings_and_comments_are_no_code():
@@ -116,6 +120,8 @@ def test_docstrings_and_comments_are_no_code():
     told = '"""Of a module."""\n' + bare.replace("x):", 'x):  # why\n    """Give."""\n')
     assert code_of(told) == code_of(bare)
     assert code_of(bare) != code_of(bare.replace("1", "2"))
+    # Pinned, because every version of Python must write the same.
+    assert code_of("f'{a!r:>3}'").startswith('["Module", ["body", [["Expr", ["value", ["JoinedStr"')
     assert "shown" in code_of("'shown'") and code_of("%magic") == "%magic"
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from posmat.signmag import (
+from posmat.layer.signmag import (
     SignMagnitude,
     as_sign_magnitude,
     from_sign_magnitude,

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from posmat.summary import (
+from posmat.measure.summary import (
     AGAIN,
     baseline_of,
     check_rows,

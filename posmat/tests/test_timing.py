@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from posmat import timing
-from posmat.summary import AGAIN, FLOOR, summarize
-from posmat.timing import COLUMNS, _orders, time_as_seed, time_methods
+from posmat.measure import timing
+from posmat.measure.summary import AGAIN, FLOOR, summarize
+from posmat.measure.timing import COLUMNS, _orders, time_as_seed, time_methods
 
 
 class Machine:

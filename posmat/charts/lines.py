@@ -35,7 +35,7 @@ from posmat.charts.style import (
     words_of_wrong,
     write_on_line,
 )
-from posmat.summary import AGAIN, FLOOR, baseline_of, is_control
+from posmat.measure.summary import AGAIN, FLOOR, baseline_of, is_control
 
 
 def time_per_method(rows: pd.DataFrame, title: str) -> Chart:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from posmat.records import RecordError, project_root
-from posmat.summary import format_figures, stands, summarize
+from posmat.measure.files import RecordError, project_root
+from posmat.measure.summary import format_figures, stands, summarize
 
 THEN = "2020"
 

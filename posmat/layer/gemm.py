@@ -8,7 +8,7 @@
 
 Every method takes int8 X (M, K) and int8 W (N, K), or what was prepared of W before, and gives the
 integer Y (M, N): int32 where that holds every sum, int64 beyond. The choice between the methods is
-in `posmat.exact`.
+in `posmat.layer.exact`.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posmat.engines import (
+from posmat.layer.engines import (
     ENGINES,
     Engine,
     Form,
@@ -30,9 +30,9 @@ from posmat.engines import (
     scratch,
     sum_of_gemms,
 )
-from posmat.problem import check_operands
-from posmat.products import accumulator_dtype
-from posmat.proof import BYTES, MAGNITUDES, require_exact
+from posmat.layer.problem import check_operands
+from posmat.layer.products import accumulator_dtype
+from posmat.layer.proof import BYTES, MAGNITUDES, require_exact
 
 # --- forms of X -----------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posmat.problem import check_operands
-from posmat.signmag import SignMagnitude, as_sign_magnitude, to_sign_magnitude
+from posmat.layer.problem import check_operands
+from posmat.layer.signmag import SignMagnitude, as_sign_magnitude, to_sign_magnitude
 
 INT32_MAX_IN_FEATURES = (2**31 - 1) // (128 * 128)  # 131,071: K such products fit int32
 

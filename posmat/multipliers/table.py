@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from posmat.factorization import DIGIT_BASE, Factorization, digits, factorize, modular_rank
+from posmat.multipliers.factors import DIGIT_BASE, Factorization, digits, factorize, modular_rank
 
 CONVENTIONS = ("sign-magnitude", "unsigned", "signed")
 MANY_TERMS = 4  # more functions of bits than that are looked up together in less time

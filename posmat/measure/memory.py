@@ -2,23 +2,25 @@
 
 On a CPU it is the growth of the process's high-water mark. The mark never falls, so a large form
 would hide a small one that follows it: hence a fresh process for each. On CUDA it is the
-allocator's peak. `python -m posmat.memory` is the process; `peak_memory` starts it.
+allocator's peak. `python -m posmat.measure.memory` is the process; `peak_memory` starts it.
 """
 
 import json
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
-from importlib import import_module
 
 import pandas as pd
 import psutil
 import torch
+from torch import Tensor
 
-from posmat.environment import make_current, require_device
-from posmat.problem import ProblemSize, random_operands
+from posmat.layer.engines import release_scratch
+from posmat.layer.problem import ProblemSize, random_operands
+from posmat.machine import make_current, require_device
 
 # The C library gives freed memory back to the system at once. It would keep what loading and
 # proving a method had used, and the method itself would then seem to need nothing.
@@ -27,7 +29,7 @@ _CLEAR_REFS = "/proc/self/clear_refs"
 
 
 def peak_memory(
-    methods: Mapping[str, str],
+    methods: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
     sizes: ProblemSize | Mapping[str, Collection[ProblemSize]],
     dtype: torch.dtype = torch.int8,
     seed: int = 0,
@@ -41,7 +43,7 @@ def peak_memory(
     allocator counts what tensors take, whatever was there before.
 
     Args:
-        methods: a name for each method (x, w) -> y, given as "module.function" within posmat.
+        methods: a name and a function (x, w) -> y that can be imported, for each method.
         sizes: of the operands: one for all methods, or by a method's name those that it meets.
         dtype, seed: of the operands, as `random_operands` takes them.
         threads: of PyTorch; each may keep a buffer of its own.
@@ -75,17 +77,15 @@ def peak_memory(
     found: list[dict] = []
     for batch in [orders] if together else [[order] for order in orders]:
         done = subprocess.run(
-            [sys.executable, "-m", "posmat.memory"],
+            [sys.executable, "-m", "posmat.measure.memory"],
             check=False,
             env={**os.environ, **GIVE_BACK},
-            input=json.dumps(batch),
+            input=pickle.dumps(batch),
             capture_output=True,
-            encoding="utf-8",
-            errors="replace",
         )
         found += map(json.loads, done.stdout.splitlines())
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            last = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]
             name, size = wanted[len(found)]
             raise RuntimeError(
                 f"measuring the memory of {name} at {size} ended with exit code "
@@ -130,15 +130,15 @@ def _measure_all(orders: list[list]) -> int:
 _operands = lru_cache(maxsize=1)(random_operands)
 
 
-def _measure(method: str, M: int, N: int, K: int, kind: str, seed: int, device: str, threads: int):
+def _measure(
+    method: Callable, M: int, N: int, K: int, kind: str, seed: int, device: str, threads: int
+):
     """Run one method once at full size, after a small call that loads what it needs."""
-    module, _, name = method.rpartition(".")
-    function = getattr(import_module(f"posmat.{module}"), name)
     torch.set_num_threads(threads)
     make_current(torch.device(device))
     dtype = getattr(torch, kind)
-    function(*random_operands(ProblemSize(2, 2, 2), dtype, device))
-    import_module("posmat.engines").release_scratch()  # what the proof of a method has used
+    method(*random_operands(ProblemSize(2, 2, 2), dtype, device))
+    release_scratch()  # what the proof of a method has used
     x, w = _operands(ProblemSize(M, N, K), dtype, device, seed)
     operand_bytes = x.nbytes + w.nbytes
     facts = {"operand_bytes": operand_bytes}
@@ -146,7 +146,7 @@ def _measure(method: str, M: int, N: int, K: int, kind: str, seed: int, device: 
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        function(x, w)
+        method(x, w)
         torch.cuda.synchronize()
         return facts | {
             "state": "measured",
@@ -156,7 +156,7 @@ def _measure(method: str, M: int, N: int, K: int, kind: str, seed: int, device: 
     in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
     if mark is None:
         return facts | {"state": "not available", "peak_bytes": None}
-    function(x, w)
+    method(x, w)
     after = _high_water_mark()
     if is_reset:
         return facts | {"state": "measured", "peak_bytes": after - mark}
@@ -194,4 +194,4 @@ def _high_water_mark() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(_measure_all(json.load(sys.stdin)))
+    sys.exit(_measure_all(pickle.load(sys.stdin.buffer)))

@@ -1,7 +1,7 @@
 """Sizes for measuring how the cost grows: which fit in memory, and which are worth their time.
 
 A size that does not fit is refused before a byte of it is allocated. What is made of the rows that
-were measured is in `posmat.roofline`.
+were measured is in `posmat.measure.roofline`.
 """
 
 import math
@@ -11,8 +11,8 @@ import pandas as pd
 import psutil
 import torch
 
-from posmat.problem import ProblemSize
-from posmat.products import BLOCK_ELEMENTS
+from posmat.layer.problem import ProblemSize
+from posmat.layer.products import BLOCK_ELEMENTS
 
 AXES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posmat.problem import NotAvailable, ProblemSize, random_operands
+from posmat.layer.problem import NotAvailable, ProblemSize, random_operands
 
 Product = Callable[[Tensor, Tensor], Tensor]
 

@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.utils import benchmark
 from tqdm import tqdm
 
-from posmat.environment import gpu_uuid, require_device
-from posmat.host import read_gpu
-from posmat.problem import NotAvailable
-from posmat.summary import AGAIN, FLOOR
+from posmat.layer.problem import NotAvailable
+from posmat.machine import gpu_uuid, read_gpu, require_device
+from posmat.measure.summary import AGAIN, FLOOR
 
 BLOCK_S = 5e-3  # long enough to hide the clock, short enough to fall between the scheduler's slices
 REPLAY_S = 1e-3  # of a graph, which is replayed ten times for a block

@@ -13,7 +13,7 @@ roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which h
 import numpy as np
 import pandas as pd
 
-from posmat.summary import is_control
+from posmat.measure.summary import is_control
 
 SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 INT8_PEAK, UINT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "uint8 peak", "float32 peak", "copy"

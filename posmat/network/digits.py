@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from posmat.fibonacci import Quantized, quantize_magnitudes
-from posmat.inexact import inexact_product
-from posmat.multipliers import Multiplier
+from posmat.multipliers.fibonacci import Quantized, quantize_magnitudes
+from posmat.multipliers.product import inexact_product
+from posmat.multipliers.table import Multiplier
 
 TEST_SHARE = 0.25  # of the images that are for testing
 FEWEST_SPLITS = 5  # for an interval: below, nobody could tell how much splits differ

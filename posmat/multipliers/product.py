@@ -7,7 +7,7 @@ an error of some rank r, so the sum is 1 + r GEMMs, of x and w mapped through th
 The ways there, all equal number for number:
 
     "exact"    one GEMM, where every weight is one on which the multiplier is exact
-    "gemm"     1 + r GEMMs, by the engine that `posmat.engines` chooses: int8 or float32
+    "gemm"     1 + r GEMMs, by the engine that `posmat.layer.engines` chooses: int8 or float32
     "lookup"   the table, by rows: for each k, table[w[:, k]] is one row of N for each value of x
 
 What the weights need is prepared once, by `prepare_inexact`, and then multiplied with as often as
@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posmat.engines import Engine, Form, Term, engine_for, scratch, sum_of_gemms
-from posmat.gemm import check_weight, like_int8, require_kind
-from posmat.multipliers import BitTerm, Multiplier, find_multiplier
-from posmat.problem import check_operands
-from posmat.products import INT32_MAX_IN_FEATURES
-from posmat.proof import INT8
+from posmat.layer.engines import Engine, Form, Term, engine_for, scratch, sum_of_gemms
+from posmat.layer.gemm import check_weight, like_int8, require_kind
+from posmat.layer.problem import check_operands
+from posmat.layer.products import INT32_MAX_IN_FEATURES
+from posmat.layer.proof import INT8
+from posmat.multipliers.table import BitTerm, Multiplier, find_multiplier
 
 PATHS = ("auto", "exact", "gemm", "lookup")
 

@@ -4,14 +4,23 @@
 Each is a pure function of rows, in `posmat.charts`, so that anyone can draw it again. No torch.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 import pandas as pd
 
+from posmat.charts.lines import (
+    caption_of_times,
+    caption_speedup,
+    caption_then_and_now,
+    lines_of_speedup,
+    lines_of_times,
+    rows_then_and_now,
+    speedup,
+    then_and_now,
+    time_per_method,
+)
 from posmat.charts.multipliers import (
     RANDOM_TABLE,
     caption_cost_against_rank,
@@ -30,20 +39,8 @@ from posmat.charts.multipliers import (
     output_error,
     shares_of_signal,
 )
-from posmat.charts.scaling import caption_of_sizes, rates_of, roofline, scaling
+from posmat.charts.sizes import caption_of_sizes, rates_of, roofline, scaling
 from posmat.charts.style import STYLE, Chart, in_words, medians, summaries_kept
-from posmat.charts.times import (
-    caption_of_times,
-    caption_speedup,
-    caption_then_and_now,
-    lines_of_speedup,
-    lines_of_times,
-    rows_then_and_now,
-    speedup,
-    then_and_now,
-    time_per_method,
-)
-from posmat.records import replacing, rows_hash
 
 ROWS = "{stem}.csv"  # the timed blocks of one run
 
@@ -92,6 +89,7 @@ def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
         shown = spec.shown(*frames)
         figure = spec.draw(*shown, spec.title)
         figure.caption, figure.alt = spec.describe(*shown)
+    figure.title, figure.reads = spec.title, spec.reads
     return figure
 
 
@@ -113,57 +111,6 @@ def find_figure(figure_id: str) -> FigureSpec:
 def figure_number(figure_id: str) -> int:
     """A figure's number: its place in the list, from 1."""
     return FIGURES.index(find_figure(figure_id)) + 1
-
-
-def save_figure(
-    figure: Chart, figure_id: str, rows: pd.DataFrame, digest: str, folder: Path, suffix: str
-) -> None:
-    """Write a figure of one run beside the files of that run, where a notebook keeps it.
-
-    `digest` is that of the rows; a figure that reads other files takes theirs from `folder`.
-    """
-    spec = find_figure(figure_id)
-    if spec.reads != (ROWS,):
-        stem = _stem_of(folder)
-        digest = rows_digest(folder / pattern.format(stem=stem) for pattern in spec.reads)
-    figure.caption = figure.caption or spec.caption(*spec.shown(rows))
-    write_figure(figure, figure_id, digest, folder, suffix)
-
-
-def write_figure(figure: Chart, figure_id: str, digest: str, folder: Path, suffix: str) -> None:
-    """Write a figure as .svg, .pdf and .png, with id, caption and the rows' sha256 inside.
-
-    The same rows give the same bytes under the same matplotlib: no date, no random id.
-    """
-    title, caption = f"posmat: {find_figure(figure_id).title}", figure.caption
-    source = f"rows sha256 {digest}"
-    metadata = {
-        "svg": {"Title": title, "Description": caption, "Identifier": figure_id}
-        | {"Source": source, "Date": None},
-        "pdf": {"Title": title, "Subject": caption, "Keywords": f"{figure_id}; {source}"}
-        | {"CreationDate": None},
-        "png": {"Title": title, "Description": caption, "Source": source}
-        | {"Identifier": figure_id},
-    }
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
-        figure.draw_without_rendering()  # lays it out, once for the three
-        figure.set_layout_engine(None)
-        for kind, facts in metadata.items():
-            with replacing(folder / f"{figure_id}{suffix}.{kind}") as temporary:
-                figure.savefig(temporary, format=kind, metadata=facts)
-
-
-def rows_digest(files: Iterable[Path]) -> str:
-    """The sha256 that a figure carries: that of its file, or of the list of its files' sha256."""
-    digests = [rows_hash(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _stem_of(folder: Path) -> str:
-    """The stem of the run whose rows a staging folder holds: the shortest of its names."""
-    return min((path.name.removesuffix(".csv") for path in folder.glob("*.csv")), key=len)
 
 
 def _formulations(rows: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from posmat.environment import require_device
+from posmat.machine import require_device
 
 
 class NotAvailable(RuntimeError):

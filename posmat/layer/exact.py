@@ -7,12 +7,12 @@
 import torch
 from torch import Tensor
 
-from posmat.engines import by_float32, by_int8
-from posmat.environment import require_device
-from posmat.gemm import one_sided_int8, require_kind
-from posmat.problem import check_operands
-from posmat.products import elementwise_product
-from posmat.proof import Choice, Product, choose, circumstances
+from posmat.layer.engines import by_float32, by_int8
+from posmat.layer.gemm import one_sided_int8, require_kind
+from posmat.layer.problem import check_operands
+from posmat.layer.products import elementwise_product
+from posmat.layer.proof import Choice, Product, choose, circumstances
+from posmat.machine import require_device
 
 CANDIDATES: dict[str, Product] = {
     "int8_product": by_int8,

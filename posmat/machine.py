@@ -1,15 +1,23 @@
-"""The host: what a reader must know of the machine behind a number. Needs no torch."""
+"""The machine: what a reader must know of the host behind a number, and the device asked for.
+
+Torch is imported only where a device is meant, so that the driver does without.
+"""
 
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 NOT_GIVEN = "not given by the system"
 LEAST_CLOCK_SHARE = 0.75  # of a GPU's highest SM clock; below it times are not those of the card
@@ -122,6 +130,95 @@ def slow_clock_warnings(states: list[dict], run: int) -> list[str]:
         f"run {run}: the GPU's SM clock fell to {now:,.0f} MHz, below {LEAST_CLOCK_SHARE:.0%} of "
         f"its maximum of {most:,.0f} MHz, so the times are not those of the card at full speed"
     ]
+
+
+def require_device(device: "str | torch.device") -> "torch.device":
+    """The device that was asked for, or an error: never another one in its place.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:<index>".
+
+    Raises:
+        ValueError: the name is not a device's that posmat knows, or the device is not there.
+    """
+    import torch
+
+    asked = str(device)
+    known = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", asked)
+    if not known:
+        raise ValueError(f"device={asked!r} is not known: give 'cpu', 'cuda' or 'cuda:<index>'.")
+    if asked != "cpu":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(known[1] or 0) >= found:
+            sees = f"{found} CUDA device{'s' if found > 1 else ''}" if found else "no CUDA device"
+            raise ValueError(
+                f"device={asked!r} was asked for, but this PyTorch ({torch.__version__}) sees "
+                f"{sees}. Run with device='cpu', or install a CUDA build of PyTorch on a machine "
+                "that has the device."
+            )
+    return torch.device(asked)
+
+
+def make_current(device: "torch.device") -> None:
+    """Make a CUDA device that has an index the current one, which "cuda" alone means from then on.
+
+    `torch.utils.benchmark` waits for the current device only.
+    """
+    import torch
+
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
+def describe_environment(device: "str | torch.device") -> dict[str, str]:
+    """The columns that every row carries of where it was measured: device, processor, torch."""
+    import torch
+
+    device = require_device(device)
+    on_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if on_gpu else processor_name()
+    return {"device": device.type, "processor": processor, "torch": torch.__version__}
+
+
+def gpu_uuid(device: "torch.device") -> str:
+    """The UUID of a CUDA device; without an index, of the current one of the thread that asks."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def describe_device(device: "str | torch.device") -> dict:
+    """What the provenance says of the device and of PyTorch, beyond the columns of the rows."""
+    import torch
+
+    device = require_device(device)
+    build = torch.__config__.show()
+    facts = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads_available": torch.get_num_threads(),
+        "onednn": _version_in(build, r"MKL-DNN v(\S+)"),
+        "mkl": _version_in(build, r"Math Kernel Library Version (\S+)"),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "gpu_uuid": str(properties.uuid),
+            "gpu_memory_bytes": properties.total_memory,
+            "gpu_multiprocessors": properties.multi_processor_count,
+            "gpu_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "driver": read_gpu(gpu_uuid(device))["driver"],
+        }
+    return facts
+
+
+def _version_in(build: str, pattern: str) -> str:
+    """The version of a library that PyTorch was built with."""
+    found = re.search(pattern, build)
+    return found[1] if found else NOT_GIVEN
 
 
 def _number(text: str) -> float | str:

@@ -24,7 +24,7 @@ from posmat.charts.style import (
     words_of_kernels,
     words_of_threads,
 )
-from posmat.summary import format_figures
+from posmat.measure.summary import format_figures
 
 PAGE_WIDTH_IN = 7.16  # both columns of a two-column paper
 _TO_A_LABEL = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
@@ -44,7 +44,7 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
 
     The names stand at the ends of the lines, at the right; a ring marks the size that all share.
     """
-    from posmat.roofline import along
+    from posmat.measure.roofline import along
 
     table = rates_of(rows)
     table = table.assign(ms=1e3 * table["seconds"])
@@ -116,7 +116,7 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
 
 def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
-    from posmat.roofline import measured_roofs
+    from posmat.measure.roofline import measured_roofs
 
     table = rates_of(rows)
     table = table.assign(gflops=2 * table["gmacs"])
@@ -189,7 +189,7 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
 
 
 def rates_of(rows: pd.DataFrame) -> pd.DataFrame:
-    from posmat.roofline import rates
+    from posmat.measure.roofline import rates
 
     return kept(rows, "rates", rates)
 

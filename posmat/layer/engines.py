@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posmat.problem import NotAvailable
-from posmat.products import accumulator_dtype
-from posmat.proof import INT8, choose, circumstances
+from posmat.layer.problem import NotAvailable
+from posmat.layer.products import accumulator_dtype
+from posmat.layer.proof import INT8, choose, circumstances
 
 # Bytes of X's parts that are formed at a time on a CPU, for 128 outputs and one thread. Smaller
 # blocks stay nearer to the processor until the GEMM reads them, and cost more calls than they gain.

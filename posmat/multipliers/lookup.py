@@ -1,7 +1,7 @@
 """The published simulators' algorithm, to compare with: one table look-up per product, compiled.
 
 A loop in C over outputs and inner dimension, compiled when it is first asked for by the system's
-compiler. It is here for the measurement; `posmat.inexact` needs none of it.
+compiler. It is here for the measurement; `posmat.multipliers.product` needs none of it.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posmat.multipliers import Multiplier, find_multiplier
-from posmat.problem import NotAvailable, check_operands
+from posmat.layer.problem import NotAvailable, check_operands
+from posmat.multipliers.table import Multiplier, find_multiplier
 
 FLAGS = ("-O3", "-march=native", "-std=c99", "-shared", "-fPIC")
 

@@ -1,0 +1,1 @@
+"""Callables -> rows -> tables -> files."""

@@ -1,0 +1,1 @@
+"""Inexact multiplication, bit for bit."""

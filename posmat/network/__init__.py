@@ -1,0 +1,1 @@
+"""Networks whose layers multiply integers."""
