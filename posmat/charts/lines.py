@@ -19,6 +19,7 @@ from posmat.charts.style import (
     ORANGE,
     Chart,
     chart_of_nothing,
+    counted,
     describe_rows,
     dots_on_lines,
     has_ratio,
@@ -31,7 +32,6 @@ from posmat.charts.style import (
     words_of_kernels,
     words_of_range,
     words_of_rounds,
-    words_of_threads,
     words_of_wrong,
     write_on_line,
 )
@@ -47,12 +47,11 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     """
     table = lines_of_times(rows)
     rows = rows[rows["clock"] == "host"]
-    baseline = baseline_of(rows)
     methods = list(table.index)
     timed = rows[(rows["state"] == "timed") & rows["method"].isin(methods)]
     timed = timed.astype({"method": str})
     kinds = {name: "control" if is_control(name) else "" for name in methods}
-    kinds[baseline] = "baseline"
+    kinds[baseline_of(rows)] = "baseline"
     points = pd.DataFrame(
         {
             "x": timed["seconds"].astype(float) * 1e3,
@@ -79,14 +78,10 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
 def lines_of_times(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines of the summary that the chart has: the cost of a call only where it is near."""
     table = summary_of(rows)
-    return table.drop(index=FLOOR) if _far_below(table, FLOOR) else table
-
-
-def _far_below(table: pd.DataFrame, method: str) -> bool:
-    """Whether a line is over 30 times faster than every other one: the axis would show no more."""
-    if method not in table.index or pd.isna(table.loc[method, "median"]):
-        return False
-    return bool(30 * table.loc[method, "median"] < table["median"].drop(index=method).min())
+    median = table["median"].astype("Float64")
+    # Over 30 times below every other line it would leave the axis to show little else.
+    far = (30 * median < median.drop(FLOOR, errors="ignore").min()) & (table.index == FLOOR)
+    return table[~far.fillna(False)]
 
 
 def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
@@ -97,7 +92,7 @@ def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
         rows = rows[rows["clock"] == "host"]
         first = rows.iloc[0]
         baseline = baseline_of(rows)
-        threads = words_of_threads(first["threads"])
+        threads = counted(first["threads"], "thread")
         ratio = ""
         if any(has_ratio(method, line) for method, line in table.iterrows()):
             ratio = f"; × is the paired ratio to {baseline}"
@@ -188,7 +183,6 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
 
     A time whose clock did not wait for the device is a hollow mark.
     """
-    rows = rows_then_and_now(rows)
     lines = list(rows["line"].unique())
     then, now = _places(rows)
     looks, shifts = {}, {}
@@ -221,14 +215,10 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
 
 
 def rows_then_and_now(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the chart shows, with its columns: those of rows of before may lack some."""
+    """The rows that the chart shows, with the line that each is on and whether it is hollow."""
     rows = rows[rows["clock"].isin(["host", *_OF_THE_SEED])]
-    absent = {"synchronised", "q25_milliseconds", "q75_milliseconds"} - set(rows.columns)
-    rows = rows.assign(**dict.fromkeys(sorted(absent), pd.NA))
-    return rows.assign(
-        line=rows["method"] + ", " + rows["dtype"],
-        hollow=rows["synchronised"].astype("string").eq("no").fillna(False).astype(bool),
-    )
+    hollow = rows["synchronised"].astype("string").eq("no").fillna(False).astype(bool)
+    return rows.assign(line=rows["method"] + ", " + rows["dtype"], hollow=hollow)
 
 
 def _places(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -250,37 +240,20 @@ def _on_another_device(rows: pd.DataFrame) -> dict[str, str]:
 
 def caption_then_and_now(rows: pd.DataFrame) -> str:
     """What the marks of `then_and_now` are, and what stands between them beside the years."""
-    rows = rows_then_and_now(rows)
-    now = rows[rows["clock"] == "host"]
-    known = {"processor", "torch"} <= set(rows.columns)
-    where = []
-    for place, own in now.groupby("where", sort=False):
-        first = own.iloc[0]
-        facts = f" ({first['processor']}, PyTorch {first['torch']})" if known else ""
-        where.append(f"{place}{facts}")
-    quartiles = ", with the quartiles as lines" if now["q25_milliseconds"].notna().any() else ""
-    hollow = (
-        " Hollow marks are of a clock that did not wait for the device."
-        if rows["hollow"].any()
-        else " Some of the clocks of 2020 did not wait for the device."
-        if rows["synchronised"].isna().all()
-        else ""
+    now = rows[rows["clock"] == "host"].groupby("where", sort=False)[["processor", "torch"]].first()
+    places = [
+        f"{where} ({line['processor']}, PyTorch {line['torch']})" for where, line in now.iterrows()
+    ]
+    hollow = " Hollow marks are of a clock that did not wait for the device."
+    elsewhere = _on_another_device(rows)
+    devices = (
+        f" On {len(elsewhere)} of the {rows['line'].nunique()} lines the devices differ, "
+        f"{listed(list(dict.fromkeys(elsewhere.values())))} in 2020 beside {'; '.join(now.index)}: "
+        "there the distance is that of two devices first."
     )
     return (
         "Time per call of the forms that the 2020 notebook timed: what it printed (2020; other "
         "hardware, which it does not name), and the medians of today, warm and synchronised, on "
-        f"{'; '.join(where) or 'no machine yet'}{quartiles}.{hollow}{_words_of_devices(rows)}"
-    )
-
-
-def _words_of_devices(rows: pd.DataFrame) -> str:
-    """The sentence of the caption on lines that compare devices too, or nothing."""
-    elsewhere = _on_another_device(rows)
-    if not elsewhere:
-        return ""
-    _, now = _places(rows)
-    devices = listed(list(dict.fromkeys(elsewhere.values())))
-    return (
-        f" On {len(elsewhere)} of the {rows['line'].nunique()} lines the devices differ, {devices} "
-        f"in 2020 beside {'; '.join(now)}: there the distance is that of two devices first."
+        f"{'; '.join(places) or 'no machine yet'}, with the quartiles as lines."
+        f"{hollow if rows['hollow'].any() else ''}{devices if elsewhere else ''}"
     )

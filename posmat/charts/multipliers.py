@@ -17,6 +17,7 @@ from posmat.charts.style import (
     Chart,
     as_text,
     chart_of_nothing,
+    counted,
     dots_on_lines,
     listed,
     name_of,
@@ -24,7 +25,6 @@ from posmat.charts.style import (
     subtitle,
     summary_of,
     words_of_range,
-    words_of_threads,
     write_on_line,
 )
 from posmat.measure.summary import AGAIN, baseline_of
@@ -44,7 +44,7 @@ def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
     bits.tick_params(length=0)
     share = f"{len(kept)} of {len(magnitudes)} magnitudes are codes; a mark is a one"
     bits.set_title(share, fontsize=6.5, color=FAINT)
-    moved = codes["nearest"].to_numpy(int) - magnitudes
+    moved = codes["away"].to_numpy(int)
     distance.axhline(0, color=FAINT, linewidth=0.5)
     distance.vlines(magnitudes, 0, moved, color=ORANGE, linewidth=1)
     distance.plot(magnitudes, moved, "o", color=ORANGE, markersize=1.6, markeredgewidth=0)
@@ -259,7 +259,7 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     baseline = baseline_of(rows)
     table = lines_of_costs(rows)
-    where = f"{first['processor']} ({first['device']}, {words_of_threads(first['threads'])})"
+    where = f"{first['processor']} ({first['device']}, {counted(first['threads'], 'thread')})"
     if table[table["path"] == "gemm"].empty:
         return f"No multiplier has a time over that of {baseline} on {where}."
     control = (
@@ -283,12 +283,11 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     )
 
 
-def output_error(errors: pd.DataFrame, title: str) -> Chart:
+def output_error(shares: pd.DataFrame, title: str) -> Chart:
     """A faint dot per output: bias and spread under each multiplier, over its signal.
 
     The bold mark is the median of the outputs, in a shape for each kind of inputs.
     """
-    shares = shares_of_signal(errors)
     names, inputs = list(shares["multiplier"].unique()), list(shares["inputs"].unique())
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

@@ -19,16 +19,16 @@ from posmat.charts.style import (
     Chart,
     apart,
     as_text,
+    counted,
     describe_rows,
     kept,
     words_of_kernels,
-    words_of_threads,
 )
+from posmat.measure.roofline import SIZES, along, measured_roofs, rates
 from posmat.measure.summary import format_figures
 
 PAGE_WIDTH_IN = 7.16  # both columns of a two-column paper
 _TO_A_LABEL = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
-_SIZE_NAMES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 
 
 def _colours_of(methods: list[str]) -> dict[str, str]:
@@ -44,8 +44,6 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
 
     The names stand at the ends of the lines, at the right; a ring marks the size that all share.
     """
-    from posmat.measure.roofline import along
-
     table = rates_of(rows)
     table = table.assign(ms=1e3 * table["seconds"])
     methods = list(table["method"].unique())
@@ -54,7 +52,7 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     labels = {"ms": "time per call [ms]", "gmacs": "rate [GMAC/s]"}
     for line, quantity in zip(grid, labels, strict=True):
-        for axes, (letter, name) in zip(line, _SIZE_NAMES.items(), strict=True):
+        for axes, (letter, name) in zip(line, SIZES.items(), strict=True):
             data = along(table, letter).astype({name: float})
             sns.lineplot(
                 data,
@@ -116,8 +114,6 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
 
 def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
-    from posmat.measure.roofline import measured_roofs
-
     table = rates_of(rows)
     table = table.assign(gflops=2 * table["gmacs"])
     roofs = measured_roofs(rows)
@@ -188,10 +184,7 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def rates_of(rows: pd.DataFrame) -> pd.DataFrame:
-    from posmat.measure.roofline import rates
-
-    return kept(rows, "rates", rates)
+rates_of = kept(rates)
 
 
 def _slopes(copies: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -253,7 +246,7 @@ def caption_of_sizes(what: str) -> Callable[[pd.DataFrame], str]:
         runs = int(rows["run"].nunique())
         return (
             f"{what} Medians over the rounds of {words_of_kernels(runs)}, on {first['processor']} "
-            f"({first['device']}, {words_of_threads(first['threads'])}, PyTorch {first['torch']})."
+            f"({first['device']}, {counted(first['threads'], 'thread')}, PyTorch {first['torch']})."
         )
 
     return caption

@@ -1,9 +1,11 @@
 """What all charts share: their look, their class, and the words for where rows were measured."""
 
 import io
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +17,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from seaborn.utils import relative_luminance
 
 from posmat.measure.files import replacing, rows_digest
 from posmat.measure.summary import format_figures, is_control, summarize
@@ -72,15 +75,14 @@ class Chart(Figure):
 
         The same rows give the same bytes under the same matplotlib: no date, no random id.
         """
-        title, caption = f"posmat: {self.title}", self.caption
-        source = f"rows sha256 {digest}"
+        title, source = f"posmat: {self.title}", f"rows sha256 {digest}"
+        facts = {"Title": title, "Description": self.caption, "Source": source}
+        facts["Identifier"] = figure_id
+        words = {"Title": title, "Subject": self.caption, "Keywords": f"{figure_id}; {source}"}
         metadata = {
-            "svg": {"Title": title, "Description": caption, "Identifier": figure_id}
-            | {"Source": source, "Date": None},
-            "pdf": {"Title": title, "Subject": caption, "Keywords": f"{figure_id}; {source}"}
-            | {"CreationDate": None},
-            "png": {"Title": title, "Description": caption, "Source": source}
-            | {"Identifier": figure_id},
+            "svg": facts | {"Date": None},
+            "pdf": words | {"CreationDate": None},
+            "png": facts,
         }
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
             self.draw_without_rendering()  # lays it out, once for the three
@@ -108,11 +110,9 @@ def chart_of_nothing(title: str, why: str) -> Chart:
     return figure
 
 
-def contrast(colour: str) -> float:
+def contrast(colour: str | tuple) -> float:
     """The contrast of a colour with white, as WCAG 2 computes it: 1 for white, 21 for black."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    red, green, blue = linear
-    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+    return 1.05 / (relative_luminance(colour) + 0.05)
 
 
 def as_text(colour: str) -> str:
@@ -123,34 +123,29 @@ def as_text(colour: str) -> str:
     return to_hex(shade)
 
 
-def apart(places: list[float], least: float) -> list[float]:
+def apart(places: list[float], least: float) -> np.ndarray:
     """Move labels as little as it takes to keep them `least` apart, in the order they stand in."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [places[i] for i in order]
+    order = np.argsort(places, kind="stable")
+    moved = np.array(places, dtype=float)[order]
     for _ in range(200):
         for i in range(len(moved) - 1):
             short = least - (moved[i + 1] - moved[i])
             if short > 1e-9:
-                moved[i] -= short / 2
-                moved[i + 1] += short / 2
-    result = [0.0] * len(places)
-    for place, i in zip(moved, order, strict=True):
-        result[i] = place
+                moved[i : i + 2] += (-short / 2, short / 2)
+    result = np.empty_like(moved)
+    result[order] = moved
     return result
 
 
 def describe_rows(rows: pd.DataFrame) -> str:
     """Where and on what rows were measured, in one line."""
     first = rows.iloc[0]
-    processor = str(first["processor"])
-    for word in ("(R)", "(TM)", " Processor"):  # the line must fit a column
-        processor = processor.replace(word, "")
-    parts = [f"{processor}, {first['device']}", str(first["dtype"])]
-    for letter, name in (("M", "batch_size"), ("N", "out_features"), ("K", "in_features")):
-        if rows[name].nunique() == 1:
-            parts.append(f"{letter} = {first[name]:,}")
-    threads = rows["threads"].nunique() == 1
-    return " · ".join(parts + ([words_of_threads(first["threads"])] if threads else []))
+    processor = re.sub(r"\(R\)|\(TM\)| Processor", "", first["processor"])  # it must fit a column
+    parts = [f"{processor}, {first['device']}", first["dtype"]]
+    sizes = {"batch_size": "M", "out_features": "N", "in_features": "K"}
+    parts += [f"{sizes[name]} = {first[name]:,}" for name in sizes if rows[name].nunique() == 1]
+    threads = [counted(first["threads"], "thread")] if rows["threads"].nunique() == 1 else []
+    return " · ".join(parts + threads)
 
 
 def subtitle(axes: Axes, rows: pd.DataFrame, longest: int = 72) -> None:
@@ -165,10 +160,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def words_of_threads(number: int) -> str:
-    return counted(number, "thread")
-
-
 def words_of_kernels(runs: int) -> str:
     return "one fresh kernel" if runs == 1 else f"{runs} fresh kernels"
 
@@ -180,24 +171,19 @@ def words_of_rounds(rows: pd.DataFrame) -> str:
         return "nothing was timed"
     rounds = timed.groupby(["method", "run"])["round"].nunique()
     runs = timed["run"].nunique()
-    most = counted(int(rounds.max()), "round")
-    if rounds.nunique() > 1:
-        most = f"up to {most}"
-    return f"{most} in {'each of ' if runs > 1 else ''}{words_of_kernels(runs)}"
+    most = "up to " if rounds.nunique() > 1 else ""
+    each = "each of " if runs > 1 else ""
+    return f"{most}{counted(rounds.max(), 'round')} in {each}{words_of_kernels(runs)}"
 
 
 def words_of_range(line: pd.Series, inverse: bool = False) -> str:
     """A ratio, or with `inverse` the speedup, with its interval: '0.995× (0.991 to 1.003)'."""
-    ends = [float(line[name]) for name in ("ratio", "ratio_low", "ratio_high")]
+    ends = line[["ratio", "ratio_low", "ratio_high"]].astype(float)
     if inverse:
-        ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
-    middle, low, high = map(format_ratio, ends)
-    return f"{middle}× ({low} to {high})"
-
-
-def format_ratio(ratio: float) -> str:
-    """A ratio in words; near 1, where noise is a matter of the third place, to three of them."""
-    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else format_figures(ratio)
+        ends = 1 / ends.iloc[[0, 2, 1]]
+    # Near 1, where noise is a matter of the third place, to three of them.
+    words = [f"{end:.3f}" if 0.9 < end < 1.1 else format_figures(end) for end in ends]
+    return "{}× ({} to {})".format(*words)
 
 
 def name_of(method: str, wrong: bool) -> str:
@@ -368,8 +354,7 @@ def plain_log_ticks(axis, values: pd.Series) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-_KEPT: ContextVar[dict[tuple[int, str], tuple[pd.DataFrame, pd.DataFrame]] | None]
-_KEPT = ContextVar("kept", default=None)
+_KEPT: ContextVar[dict[tuple[int, str], tuple] | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
@@ -378,41 +363,39 @@ def summaries_kept():
 
     Only for whoever changes no frame meanwhile, as `posmat draw`; a notebook may.
     """
-    before = _KEPT.get()
-    token = _KEPT.set({} if before is None else before)
+    token = _KEPT.set({})
     try:
         yield
     finally:
         _KEPT.reset(token)
 
 
-def kept(rows: pd.DataFrame, what: str, make: Callable) -> pd.DataFrame:
-    """What `make` gives of a frame; within `summaries_kept` it is made once."""
-    store = _KEPT.get()
-    if store is None:
-        return make(rows)
-    key = id(rows), what
-    if key not in store:  # the frame is kept beside what was made, so that its id stays its own
-        store[key] = rows, make(rows)
-    return store[key][1]
+def kept(make: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable:
+    """Have `make` make what it makes of a frame once within `summaries_kept`."""
+
+    @wraps(make)
+    def of(rows: pd.DataFrame) -> pd.DataFrame:
+        store = _KEPT.get()
+        if store is None:
+            return make(rows)
+        key = id(rows), make.__name__
+        if key not in store:  # with the frame beside what was made, its id stays its own
+            store[key] = rows, make(rows)
+        return store[key][1]
+
+    return of
 
 
+@kept
 def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The table that `summarize` gives of what the host's clock timed, as charts need it.
 
     What has a time in some runs is 'timed', and `runs` are those that timed it, of `all_runs`.
     `wrong` says whether a method's numbers were not exact, or further off than the bound.
     """
-    return kept(rows, "summary", lambda rows: _summary(rows[rows["clock"] == "host"]))
-
-
-def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[rows["clock"] == "host"]
     table = summarize(rows)
-    timed = rows[rows["state"] == "timed"]
-    has_time = table["median"].notna()
-    runs = timed.groupby("method")["run"].nunique().reindex(table.index)
-    table.loc[has_time, "state"] = "timed"
-    table.loc[has_time, "runs"] = runs[has_time].astype("Int64")
+    table["state"] = table["state"].mask(table["median"].notna(), "timed")
     table["all_runs"] = rows["run"].nunique()
     wrong = rows.assign(wrong=_is_wrong(rows)).groupby("method")["wrong"].any()
     table["wrong"] = wrong.reindex(table.index).astype(bool)
@@ -423,10 +406,7 @@ def _is_wrong(rows: pd.DataFrame) -> pd.Series:
     """Of each row, whether its numbers were compared and found wrong."""
     wrong = rows["exact"].astype("boolean").eq(False).fillna(False)
     if "error_bound" in rows:
-        error, bound = (
-            pd.to_numeric(rows[name], errors="coerce").astype(float)
-            for name in ("max_error", "error_bound")
-        )
+        error, bound = (rows[name].astype("Float64") for name in ("max_error", "error_bound"))
         # An error that is no number, beside a bound, is that of a result that is none.
-        wrong |= (error > bound) | (bound.notna() & error.isna())
+        wrong |= (error > bound).fillna(bound.notna() & error.isna())
     return wrong.astype(bool)
