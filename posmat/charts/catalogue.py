@@ -20,16 +20,15 @@ class FigureSpec:
     """One figure of the list: its id, the notebook it belongs to, what it reads, how it is drawn.
 
     The id stands in file names and papers and never changes. The figure is drawn for each run and
-    variant of its notebook, from files of that run alone. `reads` names them, one for each frame
-    that `draw`, `caption` and `table` are given: with ("{stem}.csv", "{stem}.memory.csv") they are
-    given the rows and the frame `memory`.
+    variant of its notebook, from files of that run alone: `reads` names them, one for each frame
+    that `draw`, `caption` and `table` are given.
     """
 
     id: str
     notebook: str
     title: str
     draw: Callable[..., Chart]  # (*frames, title) -> figure
-    caption: Callable[..., str]  # (*frames) -> what was asked, where measured, what the marks are
+    caption: str | Callable[..., str]  # what was asked, where, what the marks are; or of (*frames)
     reads: tuple[str, ...] = Chart.reads
     only: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame  # what it shows of a frame
     kind: str = "Times per call, one line per method, medians"  # what it is, in a few words
@@ -37,7 +36,8 @@ class FigureSpec:
 
     def describe(self, *frames: pd.DataFrame) -> tuple[str, str]:
         """Caption and alternative text of what `shown` gives."""
-        return self.caption(*frames), in_words(self.kind, self.table(*frames))
+        caption = self.caption if isinstance(self.caption, str) else self.caption(*frames)
+        return caption, in_words(self.kind, self.table(*frames))
 
     def shown(self, *frames: pd.DataFrame) -> list[pd.DataFrame]:
         """What the figure shows of the frames of its files."""
@@ -88,11 +88,6 @@ def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["part"] == "formulations"] if "part" in rows else rows
 
 
-def _with_a_name(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the tables drawn at random, which `cost-against-rank` shows."""
-    return rows[~rows["method"].astype(str).str.startswith(multipliers.RANDOM_TABLE)]
-
-
 FIGURES: list[FigureSpec] = [
     _times(
         "matvec-vs-elementwise",
@@ -132,48 +127,54 @@ FIGURES: list[FigureSpec] = [
         lines.caption_then_and_now,
         only=lines.rows_then_and_now,
         kind="Times per call in ms, then and now, one line per form of the 2020 notebook",
-        table=medians(["line", "where"], {"milliseconds": "ms"}),
+        table=lambda frame: medians(frame, ["line", "where"], {"milliseconds": "ms"}),
     ),
     FigureSpec(
         "fibonacci-codes",
         "08_fibonacci_magnitudes",
         "Fibonacci codes on the number line",
         multipliers.fibonacci_codes,
-        multipliers.caption_fibonacci_codes,
+        "Above, the Fibonacci codes among the magnitudes of 7 bits, each at its place on the "
+        "number line with the ones of its binary form; no two are adjacent. Below, for every "
+        "magnitude, how far away the code is that it is rounded to; a tie goes up.",
         reads=("{stem}.codes.csv",),
         only=multipliers.codes_apart,
         kind="Bits of codes on the number line, and how far away they are; medians with ranges",
-        table=medians(["kind"], {"magnitude": "magnitude", "away": "away"}),
+        table=lambda frame: medians(frame, ["kind"], {"magnitude": "magnitude", "away": "away"}),
     ),
     FigureSpec(
         "fibonacci-rounding",
         "08_fibonacci_magnitudes",
         "What rounding to Fibonacci codes loses",
         multipliers.fibonacci_rounding,
-        multipliers.caption_fibonacci_rounding,
+        "What quantization to int8 magnitudes loses, over distributions of weights: the root of "
+        "the sum of squared errors over that of the squared weights. Each set of codes has the "
+        "scale of least squared error, unless it says whose scale it took.",
         reads=("{stem}.rounding.csv",),
         kind="Relative errors, one line per distribution of weights; medians with ranges",
-        table=medians(["codes"], {"relative_error": "error / weights"}),
+        table=lambda frame: medians(frame, ["codes"], {"relative_error": "error / weights"}),
     ),
     _times(
         "inexact-multipliers",
         "09_inexact_multipliers",
         "A layer under inexact multipliers",
         "A fully connected layer whose multiplications are inexact, bit for bit.",
-        only=_with_a_name,
+        only=lambda rows: rows[~rows["method"].str.startswith(multipliers.RANDOM_TABLE)],
     ),
     FigureSpec(
         "error-tables",
         "09_inexact_multipliers",
         "Errors of inexact multipliers",
         multipliers.error_tables,
-        multipliers.caption_error_tables,
+        "The size of the error of inexact multipliers for every weight's and every input's "
+        "magnitude; each colour scale ends at the multiplier's own largest error, product minus "
+        "true product, which stands above it.",
         reads=("{stem}.errors.csv",),
         kind="Heat maps of product minus true product, one per multiplier; medians with ranges",
-        table=medians(
+        table=lambda errors: medians(
+            errors.melt(["multiplier", "weight"], value_name="error"),
             ["multiplier"],
             {"error": "error"},
-            lambda errors: errors.melt(["multiplier", "weight"], value_name="error"),
         ),
     ),
     FigureSpec(
@@ -190,21 +191,28 @@ FIGURES: list[FigureSpec] = [
         "09_inexact_multipliers",
         "The error of a layer's outputs",
         multipliers.output_error,
-        multipliers.caption_output_error,
+        "The error of a layer's outputs when every multiplication is done by the multiplier: its "
+        "mean over the batch (bias) and its standard deviation (spread), over the standard "
+        "deviation of the exact output; a faint dot for each output, a bold mark for their median.",
         reads=("{stem}.outputs.csv",),
         only=multipliers.shares_of_signal,
         kind="Bias and spread of each output in percent of the signal, medians with ranges",
-        table=medians(["multiplier", "inputs"], {"bias": "bias", "spread": "spread"}),
+        table=lambda frame: medians(
+            frame, ["multiplier", "inputs"], {"bias": "bias", "spread": "spread"}
+        ),
     ),
     FigureSpec(
         "digits-accuracy",
         "09_inexact_multipliers",
         "Digits under inexact multipliers",
         multipliers.digits_accuracy,
-        multipliers.caption_digits_accuracy,
+        "The share of test images of scikit-learn's digits that a network of two layers names "
+        "rightly, trained in float32 and then quantized with plain or with Fibonacci magnitudes, "
+        "under each multiplier. A faint dot for each seed of split and training, a bold one for "
+        "their mean.",
         reads=("{stem}.digits.csv",),
         kind="Accuracies, one line per multiplier and a dot per seed; medians with ranges",
-        table=medians(["multiplier", "weights"], {"accuracy": "accuracy"}),
+        table=lambda frame: medians(frame, ["multiplier", "weights"], {"accuracy": "accuracy"}),
     ),
     _times(
         "gemm-formulations",
@@ -224,7 +232,7 @@ FIGURES: list[FigureSpec] = [
             "multiply-accumulates of the product, however many a method does."
         ),
         kind="Lines of time and rate against M, N and K; medians with ranges, in GMAC/s",
-        table=medians(["method"], {"gmacs": "GMAC/s"}, sizes.rates_of),
+        table=lambda rows: medians(sizes.rates_of(rows), ["method"], {"gmacs": "GMAC/s"}),
     ),
     FigureSpec(
         "roofline",
@@ -239,7 +247,9 @@ FIGURES: list[FigureSpec] = [
         ),
         kind="Scatter of rate over arithmetic intensity under the machine's roofs; medians with "
         "ranges over all sizes",
-        table=medians(["method"], {"intensity": "FLOP/byte", "gmacs": "GMAC/s"}, sizes.rates_of),
+        table=lambda rows: medians(
+            sizes.rates_of(rows), ["method"], {"intensity": "FLOP/byte", "gmacs": "GMAC/s"}
+        ),
     ),
     FigureSpec(
         "gemm-speedup",
