@@ -4,78 +4,44 @@
 Each is a pure function of rows, in `posmat.charts`, so that anyone can draw it again. No torch.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import matplotlib
 import pandas as pd
 
-from posmat.charts.lines import (
-    caption_of_times,
-    caption_speedup,
-    caption_then_and_now,
-    lines_of_speedup,
-    lines_of_times,
-    rows_then_and_now,
-    speedup,
-    then_and_now,
-    time_per_method,
-)
-from posmat.charts.multipliers import (
-    RANDOM_TABLE,
-    caption_cost_against_rank,
-    caption_digits_accuracy,
-    caption_error_tables,
-    caption_fibonacci_codes,
-    caption_fibonacci_rounding,
-    caption_output_error,
-    codes_apart,
-    cost_against_rank,
-    digits_accuracy,
-    error_tables,
-    fibonacci_codes,
-    fibonacci_rounding,
-    lines_of_costs,
-    output_error,
-    shares_of_signal,
-)
-from posmat.charts.sizes import caption_of_sizes, rates_of, roofline, scaling
+from posmat.charts import lines, multipliers, sizes
 from posmat.charts.style import STYLE, Chart, in_words, medians, summaries_kept
-
-ROWS = "{stem}.csv"  # the timed blocks of one run
 
 
 @dataclass(frozen=True)
 class FigureSpec:
     """One figure of the list: its id, the notebook it belongs to, what it reads, how it is drawn.
 
-    The id stands in file names and papers and never changes.
-
-    It is drawn for each run and variant of its notebook, from files of that run alone. `reads`
-    names them, one for each frame that `draw`, `caption` and `table` are given, in that order:
-
-        ("{stem}.csv",)                         the rows of the run; the default
-        ("{stem}.memory.csv",)                  its frame `memory` in their place
-        ("{stem}.csv", "{stem}.roofs.csv")      both: draw(rows, roofs, title)
+    The id stands in file names and papers and never changes. The figure is drawn for each run and
+    variant of its notebook, from files of that run alone: `reads` names them, one for each frame
+    that `draw`, `caption` and `table` are given.
     """
 
     id: str
     notebook: str
     title: str
     draw: Callable[..., Chart]  # (*frames, title) -> figure
-    caption: Callable[..., str]  # (*frames) -> what was asked, where measured, what the marks are
-    reads: tuple[str, ...] = (ROWS,)
-    only: Callable[[pd.DataFrame], pd.DataFrame] | None = None  # of each frame, what it shows
+    caption: str | Callable[..., str]  # what was asked, where, what the marks are; or of (*frames)
+    reads: tuple[str, ...] = Chart.reads
+    only: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame  # what it shows of a frame
     kind: str = "Times per call, one line per method, medians"  # what it is, in a few words
-    table: Callable[..., pd.DataFrame] = lines_of_times  # (*frames) -> the lines told after `kind`
+    table: Callable[..., pd.DataFrame] = lines.lines_of_times  # (*frames) -> what follows `kind`
 
     def describe(self, *frames: pd.DataFrame) -> tuple[str, str]:
         """Caption and alternative text of what `shown` gives."""
-        return self.caption(*frames), in_words(self.kind, self.table(*frames))
+        caption = self.caption if isinstance(self.caption, str) else self.caption(*frames)
+        return caption, in_words(self.kind, self.table(*frames))
 
     def shown(self, *frames: pd.DataFrame) -> list[pd.DataFrame]:
         """What the figure shows of the frames of its files."""
-        return [self.only(frame) if self.only else frame for frame in frames]
+        return [self.only(frame) for frame in frames]
 
 
 def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
@@ -99,8 +65,6 @@ def find_figure(figure_id: str) -> FigureSpec:
     Raises:
         KeyError: there is none; near ids are suggested.
     """
-    import difflib
-
     ids = [spec.id for spec in FIGURES]
     if figure_id in ids:
         return FIGURES[ids.index(figure_id)]
@@ -113,167 +77,169 @@ def figure_number(figure_id: str) -> int:
     return FIGURES.index(find_figure(figure_id)) + 1
 
 
+def _times(figure_id: str, notebook: str, title: str, question: str, **more) -> FigureSpec:
+    """A figure of times per call, whose caption begins with what was asked."""
+    caption = lines.caption_of_times(question)
+    return FigureSpec(figure_id, notebook, title, lines.time_per_method, caption, **more)
+
+
 def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
     """Without the seed's whole form, which is another part."""
     return rows[rows["part"] == "formulations"] if "part" in rows else rows
 
 
-def _with_a_name(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the tables drawn at random, which `cost-against-rank` shows."""
-    return rows[~rows["method"].astype(str).str.startswith(RANDOM_TABLE)]
-
-
 FIGURES: list[FigureSpec] = [
-    FigureSpec(
+    _times(
         "matvec-vs-elementwise",
         "01_matvec_vs_elementwise",
         "Matrix-vector and element-wise product",
-        time_per_method,
-        caption_of_times(
-            "A matrix-vector product beside the element-wise product that is its first half."
-        ),
+        "A matrix-vector product beside the element-wise product that is its first half.",
     ),
-    FigureSpec(
+    _times(
         "positive-matrix-product",
         "05_positive_matrix_product",
         "The positive matrix product",
-        time_per_method,
-        caption_of_times(
-            "The sign-magnitude form of a fully connected layer beside the layer itself."
-        ),
+        "The sign-magnitude form of a fully connected layer beside the layer itself.",
     ),
-    FigureSpec(
+    _times(
         "linear-vs-manual",
         "02_linear_vs_manual",
         "A fully connected layer and the same by hand",
-        time_per_method,
-        caption_of_times("A fully connected layer beside the same product written by hand."),
+        "A fully connected layer beside the same product written by hand.",
     ),
-    FigureSpec(
+    _times(
         "sign-matrix",
         "03_sign_matrix",
         "The matrix of signs",
-        time_per_method,
-        caption_of_times("The signs of all partial products, from signs and from shifts."),
+        "The signs of all partial products, from signs and from shifts.",
     ),
-    FigureSpec(
+    _times(
         "magnitude",
         "04_magnitude",
         "The magnitude of int8 numbers",
-        time_per_method,
-        caption_of_times("The magnitude of an input and of the weights, three ways."),
+        "The magnitude of an input and of the weights, three ways.",
     ),
     FigureSpec(
         "then-and-now",
         "10_summary",
         "Then and now",
-        then_and_now,
-        caption_then_and_now,
+        lines.then_and_now,
+        lines.caption_then_and_now,
+        only=lines.rows_then_and_now,
         kind="Times per call in ms, then and now, one line per form of the 2020 notebook",
-        table=medians(["line", "where"], {"milliseconds": "ms"}, rows_then_and_now),
+        table=lambda frame: medians(frame, ["line", "where"], {"milliseconds": "ms"}),
     ),
     FigureSpec(
         "fibonacci-codes",
         "08_fibonacci_magnitudes",
         "Fibonacci codes on the number line",
-        fibonacci_codes,
-        caption_fibonacci_codes,
+        multipliers.fibonacci_codes,
+        "Above, the Fibonacci codes among the magnitudes of 7 bits, each at its place on the "
+        "number line with the ones of its binary form; no two are adjacent. Below, for every "
+        "magnitude, how far away the code is that it is rounded to; a tie goes up.",
         reads=("{stem}.codes.csv",),
+        only=multipliers.codes_apart,
         kind="Bits of codes on the number line, and how far away they are; medians with ranges",
-        table=medians(["kind"], {"magnitude": "magnitude", "away": "away"}, codes_apart),
+        table=lambda frame: medians(frame, ["kind"], {"magnitude": "magnitude", "away": "away"}),
     ),
     FigureSpec(
         "fibonacci-rounding",
         "08_fibonacci_magnitudes",
         "What rounding to Fibonacci codes loses",
-        fibonacci_rounding,
-        caption_fibonacci_rounding,
+        multipliers.fibonacci_rounding,
+        "What quantization to int8 magnitudes loses, over distributions of weights: the root of "
+        "the sum of squared errors over that of the squared weights. Each set of codes has the "
+        "scale of least squared error, unless it says whose scale it took.",
         reads=("{stem}.rounding.csv",),
         kind="Relative errors, one line per distribution of weights; medians with ranges",
-        table=medians(["codes"], {"relative_error": "error / weights"}),
+        table=lambda frame: medians(frame, ["codes"], {"relative_error": "error / weights"}),
     ),
-    FigureSpec(
+    _times(
         "inexact-multipliers",
         "09_inexact_multipliers",
         "A layer under inexact multipliers",
-        time_per_method,
-        caption_of_times("A fully connected layer whose multiplications are inexact, bit for bit."),
-        only=_with_a_name,
+        "A fully connected layer whose multiplications are inexact, bit for bit.",
+        only=lambda rows: rows[~rows["method"].str.startswith(multipliers.RANDOM_TABLE)],
     ),
     FigureSpec(
         "error-tables",
         "09_inexact_multipliers",
         "Errors of inexact multipliers",
-        error_tables,
-        caption_error_tables,
+        multipliers.error_tables,
+        "The size of the error of inexact multipliers for every weight's and every input's "
+        "magnitude; each colour scale ends at the multiplier's own largest error, product minus "
+        "true product, which stands above it.",
         reads=("{stem}.errors.csv",),
         kind="Heat maps of product minus true product, one per multiplier; medians with ranges",
-        table=medians(
+        table=lambda errors: medians(
+            errors.melt(["multiplier", "weight"], value_name="error"),
             ["multiplier"],
             {"error": "error"},
-            lambda errors: errors.melt(["multiplier", "weight"], value_name="error"),
         ),
     ),
     FigureSpec(
         "cost-against-rank",
         "09_inexact_multipliers",
         "Cost against rank",
-        cost_against_rank,
-        caption_cost_against_rank,
+        multipliers.cost_against_rank,
+        multipliers.caption_cost_against_rank,
         kind="Scatter of time over one GEMM's against the number of GEMMs, medians and ratios",
-        table=lines_of_costs,
+        table=multipliers.lines_of_costs,
     ),
     FigureSpec(
         "output-error",
         "09_inexact_multipliers",
         "The error of a layer's outputs",
-        output_error,
-        caption_output_error,
+        multipliers.output_error,
+        "The error of a layer's outputs when every multiplication is done by the multiplier: its "
+        "mean over the batch (bias) and its standard deviation (spread), over the standard "
+        "deviation of the exact output; a faint dot for each output, a bold mark for their median.",
         reads=("{stem}.outputs.csv",),
+        only=multipliers.shares_of_signal,
         kind="Bias and spread of each output in percent of the signal, medians with ranges",
-        table=medians(
-            ["multiplier", "inputs"], {"bias": "bias", "spread": "spread"}, shares_of_signal
+        table=lambda frame: medians(
+            frame, ["multiplier", "inputs"], {"bias": "bias", "spread": "spread"}
         ),
     ),
     FigureSpec(
         "digits-accuracy",
         "09_inexact_multipliers",
         "Digits under inexact multipliers",
-        digits_accuracy,
-        caption_digits_accuracy,
+        multipliers.digits_accuracy,
+        "The share of test images of scikit-learn's digits that a network of two layers names "
+        "rightly, trained in float32 and then quantized with plain or with Fibonacci magnitudes, "
+        "under each multiplier. A faint dot for each seed of split and training, a bold one for "
+        "their mean.",
         reads=("{stem}.digits.csv",),
         kind="Accuracies, one line per multiplier and a dot per seed; medians with ranges",
-        table=medians(["multiplier", "weights"], {"accuracy": "accuracy"}),
+        table=lambda frame: medians(frame, ["multiplier", "weights"], {"accuracy": "accuracy"}),
     ),
-    FigureSpec(
+    _times(
         "gemm-formulations",
         "06_gemm_formulations",
         "The same product as GEMMs",
-        time_per_method,
-        caption_of_times(
-            "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM."
-        ),
+        "The positive matrix product as GEMMs, beside a float32 layer and one int8 GEMM.",
         only=_formulations,
     ),
     FigureSpec(
         "scaling",
         "07_scaling",
         "How the cost grows with M, N and K",
-        scaling,
-        caption_of_sizes(
+        sizes.scaling,
+        sizes.caption_of_sizes(
             "Time per call and rate of every method while one of M, N and K is varied; the ring "
             "marks the size that the three have in common. A rate counts the M·N·K "
             "multiply-accumulates of the product, however many a method does."
         ),
         kind="Lines of time and rate against M, N and K; medians with ranges, in GMAC/s",
-        table=medians(["method"], {"gmacs": "GMAC/s"}, rates_of),
+        table=lambda rows: medians(sizes.rates_of(rows), ["method"], {"gmacs": "GMAC/s"}),
     ),
     FigureSpec(
         "roofline",
         "07_scaling",
         "Under the roof of the machine",
-        roofline,
-        caption_of_sizes(
+        sizes.roofline,
+        sizes.caption_of_sizes(
             "The rate of every method and size over its arithmetic intensity, below what the same "
             "run measured as peaks, with large GEMMs, and as bandwidths, with copies. Points "
             "above the solid slope had their operands in a cache. A rate counts the 2·M·N·K "
@@ -281,16 +247,18 @@ FIGURES: list[FigureSpec] = [
         ),
         kind="Scatter of rate over arithmetic intensity under the machine's roofs; medians with "
         "ranges over all sizes",
-        table=medians(["method"], {"intensity": "FLOP/byte", "gmacs": "GMAC/s"}, rates_of),
+        table=lambda rows: medians(
+            sizes.rates_of(rows), ["method"], {"intensity": "FLOP/byte", "gmacs": "GMAC/s"}
+        ),
     ),
     FigureSpec(
         "gemm-speedup",
         "06_gemm_formulations",
         "Speedup of the GEMM forms",
-        speedup,
-        caption_speedup,
+        lines.speedup,
+        lines.caption_speedup,
         only=_formulations,
         kind="Speedups over the baseline, one line per method; times, and ratios to it",
-        table=lines_of_speedup,
+        table=lines.lines_of_speedup,
     ),
 ]

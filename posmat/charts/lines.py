@@ -6,34 +6,26 @@ range over several.
 
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from posmat.charts.style import (
     BLUE,
-    COLOURS,
-    COLUMN_WIDTH_IN,
     FAINT,
     INK,
     MARKS,
     ORANGE,
     Chart,
+    chart_of_lines,
     chart_of_nothing,
-    describe_rows,
-    dots_on_lines,
-    has_ratio,
-    listed,
-    name_of,
-    subtitle,
+    looks_of,
+    measured_on,
     summary_of,
     value_of,
-    with_ends,
+    words_of_control,
     words_of_kernels,
-    words_of_range,
     words_of_rounds,
-    words_of_threads,
+    words_of_speedup,
     words_of_wrong,
-    write_on_line,
 )
 from posmat.measure.summary import AGAIN, FLOOR, baseline_of, is_control
 
@@ -47,46 +39,28 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     """
     table = lines_of_times(rows)
     rows = rows[rows["clock"] == "host"]
-    baseline = baseline_of(rows)
     methods = list(table.index)
     timed = rows[(rows["state"] == "timed") & rows["method"].isin(methods)]
-    timed = timed.astype({"method": str})
+    method = timed["method"].astype(str)
     kinds = {name: "control" if is_control(name) else "" for name in methods}
-    kinds[baseline] = "baseline"
-    points = pd.DataFrame(
-        {
-            "x": timed["seconds"].astype(float) * 1e3,
-            "y": timed["method"].map(methods.index),
-            "kind": timed["method"].map(kinds),
-            "hollow": timed["method"].map(table["wrong"]),
-        }
-    )
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.85 + 0.34 * len(methods)), layout="constrained")
-    axes = figure.subplots()
+    kinds[baseline_of(rows)] = "baseline"
+    points = pd.DataFrame({"x": 1e3 * timed["seconds"].astype(float), "kind": method.map(kinds)})
+    points = points.assign(y=method.map(methods.index), hollow=method.map(table["wrong"]))
     looks = {"baseline": (ORANGE, "o"), "": (BLUE, "o"), "control": (FAINT, "o")}
-    few = {"size": 2.5, "alpha": 0.25}
-    dots_on_lines(
-        axes, points, looks, len(methods), "time per call [ms]", whisker=("pi", 50), faint=few
-    )
-    for place, (method, line) in enumerate(table.iterrows()):
-        name, value = name_of(method, line["wrong"]), value_of(method, line, "   {}×")
-        write_on_line(axes, place, name, value, FAINT if is_control(method) else INK)
-    subtitle(axes, rows)
-    figure.head(title)
-    return figure
+    return chart_of_lines(
+        title, list(table["label"]), points, rows=rows, looks=looks, xlabel="time per call [ms]",
+        values=[value_of(method, line, "   {}×") for method, line in table.iterrows()],
+        whisker=("pi", 50), faint=True,
+    )  # fmt: skip
 
 
 def lines_of_times(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines of the summary that the chart has: the cost of a call only where it is near."""
     table = summary_of(rows)
-    return table.drop(index=FLOOR) if _far_below(table, FLOOR) else table
-
-
-def _far_below(table: pd.DataFrame, method: str) -> bool:
-    """Whether a line is over 30 times faster than every other one: the axis would show no more."""
-    if method not in table.index or pd.isna(table.loc[method, "median"]):
-        return False
-    return bool(30 * table.loc[method, "median"] < table["median"].drop(index=method).min())
+    median = table["median"].astype("Float64")
+    # Over 30 times below every other line it would leave the axis to show little else.
+    far = (30 * median < median.drop(FLOOR, errors="ignore").min()) & (table.index == FLOOR)
+    return table[~far.fillna(False)]
 
 
 def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
@@ -95,21 +69,16 @@ def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
     def caption(rows: pd.DataFrame) -> str:
         table = lines_of_times(rows)
         rows = rows[rows["clock"] == "host"]
-        first = rows.iloc[0]
         baseline = baseline_of(rows)
-        threads = words_of_threads(first["threads"])
-        ratio = ""
-        if any(has_ratio(method, line) for method, line in table.iterrows()):
-            ratio = f"; × is the paired ratio to {baseline}"
-        elif table.loc[baseline, "state"] != "timed":
-            ratio = f"; {baseline} has no time here, so there is no ratio to it"
+        ratio = (
+            f"× is the paired ratio to {baseline}"
+            if table.loc[baseline, "state"] == "timed"
+            else f"{baseline} has no time here, so there is no ratio to it"
+        )
         return (
-            f"{question} Time per call on {first['processor']} ({first['device']}, {threads}, "
-            f"PyTorch {first['torch']}), {first['dtype']} operands, "
-            f"batch_size={first['batch_size']}, "
-            f"out_features={first['out_features']}, in_features={first['in_features']}. Faint "
-            f"dots are blocks of calls ({words_of_rounds(rows)}), bold dots their medians, "
-            f"lines their quartiles{ratio}.{words_of_wrong(table)}"
+            f"{question} Time per call on {measured_on(rows)}. Faint dots are blocks of calls "
+            f"({words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
+            f"{words_of_wrong(table)}"
         )
 
     return caption
@@ -123,27 +92,16 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
     shown, baseline = lines_of_speedup(rows), baseline_of(rows)
     if shown.empty:
         return chart_of_nothing(title, f"{baseline} has no time here: there is no speedup over it.")
-    points = pd.DataFrame(
-        {
-            "x": 1 / shown["ratio"].astype(float),
-            "low": 1 / shown["ratio_high"].astype(float),
-            "high": 1 / shown["ratio_low"].astype(float),
-            "y": range(len(shown)),
-            "kind": ["control" if is_control(name) else "" for name in shown.index],
-            "hollow": shown["wrong"],
-        }
-    )
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.95 + 0.34 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    axes.axvline(1, color=FAINT, linewidth=0.6, zorder=1)
-    looks = {"": (BLUE, "o"), "control": (INK, "D")}
-    xlabel = f"speedup over {baseline}"
-    dots_on_lines(axes, with_ends(points), looks, len(shown), xlabel, whisker=("pi", 100))
-    for place, (method, line) in enumerate(shown.iterrows()):
-        value = words_of_range(line, inverse=True)
-        write_on_line(axes, place, name_of(method, line["wrong"]), value)
-    subtitle(axes, rows[rows["clock"] == "host"])
-    figure.head(title)
+    ends = {"x": "ratio", "low": "ratio_high", "high": "ratio_low"}
+    points = pd.DataFrame({name: 1 / shown[of].astype(float) for name, of in ends.items()})
+    kinds = ["control" if is_control(name) else "" for name in shown.index]
+    points = points.assign(y=range(len(shown)), kind=kinds, hollow=shown["wrong"])
+    figure = chart_of_lines(
+        title, list(shown["label"]), points, rows=rows[rows["clock"] == "host"],
+        values=[words_of_speedup(line) for _, line in shown.iterrows()],
+        looks={"": (BLUE, "o"), "control": (INK, "D")}, xlabel=f"speedup over {baseline}",
+    )  # fmt: skip
+    figure.axes[0].axvline(1, color=FAINT, linewidth=0.6, zorder=1)
     return figure
 
 
@@ -152,34 +110,24 @@ def lines_of_speedup(rows: pd.DataFrame) -> pd.DataFrame:
     table = summary_of(rows)
     has = table[(table["state"] == "timed") & table["ratio"].notna()]
     has = has.drop(index=[baseline_of(rows), FLOOR], errors="ignore")
-    last = np.array([str(name).endswith(AGAIN) for name in has.index], dtype=bool)
-    return pd.concat([has[~last], has[last]])
+    return has.sort_index(key=lambda names: names.str.endswith(AGAIN), kind="stable")
 
 
 def caption_speedup(rows: pd.DataFrame) -> str:
     """What the marks of `speedup` are."""
-    baseline = baseline_of(rows)
-    shown = lines_of_speedup(rows)
+    shown, baseline, where = lines_of_speedup(rows), baseline_of(rows), measured_on(rows)
     if shown.empty:
-        return f"No speedup: {baseline} has no time here. {describe_rows(rows)}."
+        return f"No speedup: {baseline} has no time on {where}."
     runs = int(shown["runs"].max())
     whisker = (
         "the range of the runs" if runs > 1 else "95 % intervals, of which one run knows no better"
     )
-    control = (
-        f" The line '{baseline}{AGAIN}', a diamond, is the baseline timed a second time: its "
-        "interval is the noise floor."
-        if f"{baseline}{AGAIN}" in shown.index
-        else ""
-    )
     return (
-        f"Speedup over {baseline}: medians of the ratios within a round, with {whisker} "
-        f"({words_of_kernels(runs)}).{control}{words_of_wrong(shown)} {describe_rows(rows)}, "
-        f"PyTorch {rows['torch'].iloc[0]}."
+        f"Speedup over {baseline} on {where}: medians of the ratios within a round, with {whisker} "
+        f"({words_of_kernels(runs)}).{words_of_control(shown, 'diamond')}{words_of_wrong(shown)}"
     )
 
 
-_OF_THE_SEED = ("time.clock", "time.time")
 _HOLLOW = ", clock did not wait"
 
 
@@ -188,99 +136,39 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
 
     A time whose clock did not wait for the device is a hollow mark.
     """
-    rows = rows_then_and_now(rows)
-    lines = list(rows["line"].unique())
-    then, now = _places(rows)
-    looks, shifts = {}, {}
-    for index, place in enumerate(then + now):
-        look = INK if place in then else COLOURS[(index - len(then)) % len(COLOURS)]
-        looks |= dict.fromkeys((place, f"{place}{_HOLLOW}"), (look, MARKS[index % len(MARKS)]))
-        shifts[place] = 0.14 * (index - len(then) - (len(now) - 1) / 2) if place in now else 0
-    named = {"x": "milliseconds", "low": "q25_milliseconds", "high": "q75_milliseconds"}
-    points = pd.DataFrame(
-        {name: pd.to_numeric(rows[of], errors="coerce").astype(float) for name, of in named.items()}
-        | {
-            "y": rows["line"].map(lines.index) + rows["where"].map(shifts),
-            "kind": rows["where"].where(~rows["hollow"], rows["where"] + _HOLLOW),
-            "hollow": rows["hollow"],
-        }
+    names = list(rows["line"].unique())
+    then, now = (rows.loc[rows["when"] == when, "where"].unique() for when in ("then", "now"))
+    looks, shifts = looks_of(now, 0.14)
+    marks = dict(zip(then, (2 * MARKS)[len(now) % len(MARKS) :], strict=False))
+    looks = {place: (INK, mark) for place, mark in marks.items()} | looks
+    looks = {place + more: look for place, look in looks.items() for more in ("", _HOLLOW)}
+    columns = ["milliseconds", "q25_milliseconds", "q75_milliseconds"]
+    points = rows[columns].astype("Float64").astype(float).set_axis(["x", "low", "high"], axis=1)
+    points = points.assign(
+        y=rows["line"].map(names.index) + rows["where"].map(shifts).fillna(0),
+        kind=rows["where"].where(~rows["hollow"], rows["where"] + _HOLLOW),
+        hollow=rows["hollow"],
     )
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 1.1 + 0.34 * len(lines)), layout="constrained")
-    axes = figure.subplots()
-    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "fontsize": 6.5}
-    dots_on_lines(
-        axes, with_ends(points), looks, len(lines), "time per call [ms]", whisker=("pi", 100),
-        legend=above,
-    )  # fmt: skip
-    elsewhere = _on_another_device(rows)
-    for place, line in enumerate(lines):
-        note = f" (2020 on {elsewhere[line]})" if line in elsewhere else ""
-        write_on_line(axes, place, f"{line}{note}")
-    figure.head(title)
-    return figure
+    return chart_of_lines(title, names, points, looks=looks, xlabel="time per call [ms]", columns=2)
 
 
 def rows_then_and_now(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the chart shows, with its columns: those of rows of before may lack some."""
-    rows = rows[rows["clock"].isin(["host", *_OF_THE_SEED])]
-    absent = {"synchronised", "q25_milliseconds", "q75_milliseconds"} - set(rows.columns)
-    rows = rows.assign(**dict.fromkeys(sorted(absent), pd.NA))
-    return rows.assign(
-        line=rows["method"] + ", " + rows["dtype"],
-        hollow=rows["synchronised"].astype("string").eq("no").fillna(False).astype(bool),
-    )
-
-
-def _places(rows: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Where the times are of: of 2020, and of today."""
-    old = rows["clock"].isin(_OF_THE_SEED)
-    return list(rows.loc[old, "where"].unique()), list(rows.loc[~old, "where"].unique())
-
-
-def _on_another_device(rows: pd.DataFrame) -> dict[str, str]:
-    """The lines whose time of 2020 is of a device that no time of today is of, with that device."""
-    found = {}
-    for line, own in rows.groupby("line", sort=False):
-        old = own["clock"].isin(_OF_THE_SEED)
-        then, now = own.loc[old, "device"], set(own.loc[~old, "device"])
-        if now and len(then) and not now & set(then):
-            found[str(line)] = listed(list(then.unique()))
-    return found
+    """The rows that the chart shows, with their line, then or now, and whether a dot is hollow."""
+    whens = {"time.clock": "then", "time.time": "then", "host": "now"}
+    rows = rows.assign(when=rows["clock"].map(whens), line=rows["method"] + ", " + rows["dtype"])
+    hollow = rows["synchronised"].astype("string").eq("no").fillna(False).astype(bool)
+    return rows.assign(hollow=hollow).dropna(subset="when")
 
 
 def caption_then_and_now(rows: pd.DataFrame) -> str:
     """What the marks of `then_and_now` are, and what stands between them beside the years."""
-    rows = rows_then_and_now(rows)
-    now = rows[rows["clock"] == "host"]
-    known = {"processor", "torch"} <= set(rows.columns)
-    where = []
-    for place, own in now.groupby("where", sort=False):
-        first = own.iloc[0]
-        facts = f" ({first['processor']}, PyTorch {first['torch']})" if known else ""
-        where.append(f"{place}{facts}")
-    quartiles = ", with the quartiles as lines" if now["q25_milliseconds"].notna().any() else ""
-    hollow = (
-        " Hollow marks are of a clock that did not wait for the device."
-        if rows["hollow"].any()
-        else " Some of the clocks of 2020 did not wait for the device."
-        if rows["synchronised"].isna().all()
-        else ""
-    )
+    now = rows[rows["when"] == "now"].groupby("where", sort=False)[["processor", "torch"]].first()
+    places = [f"{where} ({name}, PyTorch {torch})" for where, name, torch in now.itertuples()]
+    hollow = " Hollow marks are of a clock that did not wait for the device."
     return (
         "Time per call of the forms that the 2020 notebook timed: what it printed (2020; other "
         "hardware, which it does not name), and the medians of today, warm and synchronised, on "
-        f"{'; '.join(where) or 'no machine yet'}{quartiles}.{hollow}{_words_of_devices(rows)}"
-    )
-
-
-def _words_of_devices(rows: pd.DataFrame) -> str:
-    """The sentence of the caption on lines that compare devices too, or nothing."""
-    elsewhere = _on_another_device(rows)
-    if not elsewhere:
-        return ""
-    _, now = _places(rows)
-    devices = listed(list(dict.fromkeys(elsewhere.values())))
-    return (
-        f" On {len(elsewhere)} of the {rows['line'].nunique()} lines the devices differ, {devices} "
-        f"in 2020 beside {'; '.join(now)}: there the distance is that of two devices first."
+        f"{'; '.join(places) or 'no machine yet'}, with the quartiles as lines."
+        f"{hollow if rows['hollow'].any() else ''} Where two marks of a line are of different "
+        "devices, what stands between them is first of all the devices."
     )

@@ -1,9 +1,12 @@
 """What all charts share: their look, their class, and the words for where rows were measured."""
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
+from itertools import pairwise, product, zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -11,13 +14,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from seaborn.utils import relative_luminance
 
 from posmat.measure.files import replacing, rows_digest
-from posmat.measure.summary import format_figures, is_control, summarize
+from posmat.measure.summary import AGAIN, format_figures, is_control, summarize
 
 COLUMN_WIDTH_IN = 3.5  # one column of a two-column paper
 INK, FAINT = "#222222", "#767676"  # both hold 4.5 : 1 on white
@@ -25,7 +30,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, *_ = sns.color_palette("colorblind").as_hex()
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED)
 MARKS = "oDs^vPX"  # a shape for each line too: in greys the colours look alike
 ALT_LENGTH = 400  # letters of lines in an alternative text, which is heard at one go
-READABLE = 4.5  # the contrast of small text with white that WCAG asks for
 
 STYLE = {
     "font.size": 7.5,
@@ -72,15 +76,14 @@ class Chart(Figure):
 
         The same rows give the same bytes under the same matplotlib: no date, no random id.
         """
-        title, caption = f"posmat: {self.title}", self.caption
-        source = f"rows sha256 {digest}"
+        title, source = f"posmat: {self.title}", f"rows sha256 {digest}"
+        facts = {"Title": title, "Description": self.caption, "Source": source}
+        facts["Identifier"] = figure_id
+        words = {"Title": title, "Subject": self.caption, "Keywords": f"{figure_id}; {source}"}
         metadata = {
-            "svg": {"Title": title, "Description": caption, "Identifier": figure_id}
-            | {"Source": source, "Date": None},
-            "pdf": {"Title": title, "Subject": caption, "Keywords": f"{figure_id}; {source}"}
-            | {"CreationDate": None},
-            "png": {"Title": title, "Description": caption, "Source": source}
-            | {"Identifier": figure_id},
+            "svg": facts | {"Date": None},
+            "pdf": words | {"CreationDate": None},
+            "png": facts,
         }
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
             self.draw_without_rendering()  # lays it out, once for the three
@@ -108,65 +111,56 @@ def chart_of_nothing(title: str, why: str) -> Chart:
     return figure
 
 
-def contrast(colour: str) -> float:
-    """The contrast of a colour with white, as WCAG 2 computes it: 1 for white, 21 for black."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-    red, green, blue = linear
-    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
-
-
 def as_text(colour: str) -> str:
     """A colour darkened until small text in it can be read on white."""
     shade = to_rgb(colour)
-    while contrast(shade) < READABLE:
+    while 1.05 / (relative_luminance(shade) + 0.05) < 4.5:  # the contrast that WCAG asks for
         shade = tuple(0.98 * part for part in shade)
     return to_hex(shade)
 
 
-def apart(places: list[float], least: float) -> list[float]:
+def apart(places: list[float], least: float) -> np.ndarray:
     """Move labels as little as it takes to keep them `least` apart, in the order they stand in."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [places[i] for i in order]
+    moved = np.array(places, dtype=float)
     for _ in range(200):
-        for i in range(len(moved) - 1):
-            short = least - (moved[i + 1] - moved[i])
+        for low, high in pairwise(np.argsort(places, kind="stable")):
+            short = least - (moved[high] - moved[low])
             if short > 1e-9:
-                moved[i] -= short / 2
-                moved[i + 1] += short / 2
-    result = [0.0] * len(places)
-    for place, i in zip(moved, order, strict=True):
-        result[i] = place
-    return result
+                moved[[low, high]] += (-short / 2, short / 2)
+    return moved
 
 
 def describe_rows(rows: pd.DataFrame) -> str:
     """Where and on what rows were measured, in one line."""
     first = rows.iloc[0]
-    processor = str(first["processor"])
-    for word in ("(R)", "(TM)", " Processor"):  # the line must fit a column
-        processor = processor.replace(word, "")
-    parts = [f"{processor}, {first['device']}", str(first["dtype"])]
-    for letter, name in (("M", "batch_size"), ("N", "out_features"), ("K", "in_features")):
-        if rows[name].nunique() == 1:
-            parts.append(f"{letter} = {first[name]:,}")
-    threads = rows["threads"].nunique() == 1
-    return " · ".join(parts + ([words_of_threads(first["threads"])] if threads else []))
+    processor = re.sub(r"\(R\)|\(TM\)| Processor", "", first["processor"])  # it must fit a column
+    return (
+        f"{processor}, {first['device']} · {first['dtype']} · M = {first['batch_size']:,} · "
+        f"N = {first['out_features']:,} · K = {first['in_features']:,} · "
+        f"{counted(first['threads'], 'thread')}"
+    )
 
 
-def subtitle(axes: Axes, rows: pd.DataFrame, longest: int = 72) -> None:
+def measured_on(rows: pd.DataFrame) -> str:
+    """The same as a caption says it, with the version of PyTorch."""
+    first = rows.iloc[0]
+    return (
+        f"{first['processor']} ({first['device']}, {counted(first['threads'], 'thread')}, "
+        f"PyTorch {first['torch']}), {first['dtype']} operands, batch_size={first['batch_size']}, "
+        f"out_features={first['out_features']}, in_features={first['in_features']}"
+    )
+
+
+def subtitle(axes: Axes, rows: pd.DataFrame) -> None:
     """Put where rows were measured over a chart as wide as a column, in two lines if it is long."""
     line = describe_rows(rows)
-    line = line if len(line) <= longest else line.replace(" · M", "\nM", 1)
+    line = line if len(line) <= 72 else line.replace(" · M", "\nM", 1)
     axes.set_title(line, fontsize=6.5, color=FAINT)
 
 
 def counted(number: int, noun: str) -> str:
     """A number and what is counted: '1 run', '5 runs'."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def words_of_threads(number: int) -> str:
-    return counted(number, "thread")
 
 
 def words_of_kernels(runs: int) -> str:
@@ -180,47 +174,44 @@ def words_of_rounds(rows: pd.DataFrame) -> str:
         return "nothing was timed"
     rounds = timed.groupby(["method", "run"])["round"].nunique()
     runs = timed["run"].nunique()
-    most = counted(int(rounds.max()), "round")
-    if rounds.nunique() > 1:
-        most = f"up to {most}"
-    return f"{most} in {'each of ' if runs > 1 else ''}{words_of_kernels(runs)}"
+    most = "up to " if rounds.nunique() > 1 else ""
+    each = "each of " if runs > 1 else ""
+    return f"{most}{counted(rounds.max(), 'round')} in {each}{words_of_kernels(runs)}"
 
 
-def words_of_range(line: pd.Series, inverse: bool = False) -> str:
-    """A ratio, or with `inverse` the speedup, with its interval: '0.995× (0.991 to 1.003)'."""
-    ends = [float(line[name]) for name in ("ratio", "ratio_low", "ratio_high")]
-    if inverse:
-        ends = [1 / ends[0], 1 / ends[2], 1 / ends[1]]
-    middle, low, high = map(format_ratio, ends)
-    return f"{middle}× ({low} to {high})"
-
-
-def format_ratio(ratio: float) -> str:
-    """A ratio in words; near 1, where noise is a matter of the third place, to three of them."""
-    return f"{ratio:.3f}" if 0.9 < ratio < 1.1 else format_figures(ratio)
+def words_of_speedup(line: pd.Series) -> str:
+    """The inverse of a ratio with its interval: '0.995× (0.991 to 1.003)'."""
+    ends = 1 / line[["ratio", "ratio_high", "ratio_low"]].astype(float)
+    # Near 1, where noise is a matter of the third place, to three of them.
+    words = [f"{end:.3f}" if 0.9 < end < 1.1 else format_figures(end) for end in ends]
+    return "{}× ({} to {})".format(*words)
 
 
 def name_of(method: str, wrong: bool) -> str:
-    """A method as its line is labelled: whoever computes wrong numbers says so."""
-    if not wrong:
-        return method
-    return f"{method[:-1]}, wrong)" if method.endswith(")") else f"{method} (wrong)"
+    """A method as its line is labelled: whoever computes wrong numbers says so, controls apart."""
+    return f"{method} (wrong)" if wrong and not is_control(method) else method
 
 
 def words_of_wrong(table: pd.DataFrame) -> str:
     """The sentence of a caption on the hollow marks, or nothing where every number is right."""
     wrong = [str(name) for name in table.index[table["wrong"]] if not is_control(name)]
-    if not wrong:
-        return ""
     return (
-        f" Hollow marks and the word 'wrong': the numbers are not those of the reference "
-        f"({'; '.join(wrong)})."
+        ""
+        if not wrong
+        else (
+            f" Hollow marks and the word 'wrong': the numbers are not those of the reference "
+            f"({'; '.join(wrong)})."
+        )
     )
 
 
-def listed(words: list[str]) -> str:
-    """Words as a sentence lists them: 'a, b and c'."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+def words_of_control(table: pd.DataFrame, mark: str) -> str:
+    """The sentence of a caption on the control's mark, or nothing where it has none."""
+    control = next((str(name) for name in table.index if name.endswith(AGAIN)), "")
+    return control and (
+        f" The {mark} is {control.removesuffix(AGAIN)} timed a second time: its interval is the "
+        "noise floor."
+    )
 
 
 def value_of(method: str, line: pd.Series, ratio: str) -> str:
@@ -228,40 +219,26 @@ def value_of(method: str, line: pd.Series, ratio: str) -> str:
     if line["state"] != "timed":
         return str(line["state"])
     value = f"{format_figures(1e3 * line['median'])} ms"
-    if has_ratio(method, line):
+    # A ratio says nothing beside the baseline itself, nor for what a call alone costs.
+    if method != line["baseline"] and pd.notna(line["ratio"]) and line["ratio"] > 0.01:
         value += ratio.format(format_figures(line["ratio"]))
     runs = line["all_runs"]
     return value if line["runs"] == runs else f"{value}, in {line['runs']} of {runs} runs"
 
 
-def has_ratio(method: str, line: pd.Series) -> bool:
-    """Whether a ratio says something: not beside the baseline, nor for what a call alone costs."""
-    ratio = line["ratio"]
-    return method != line["baseline"] and pd.notna(ratio) and bool(ratio > 0.01)
+def medians(frame: pd.DataFrame, by: list[str], values: dict[str, str]) -> pd.DataFrame:
+    """What `in_words` tells of a frame that is no summary of times: medians and ranges.
 
-
-def medians(by: list[str], values: dict[str, str], of: Callable | None = None) -> Callable:
-    """What makes the table of a frame that is no summary of times, for `in_words`.
-
-    Args:
-        by: the columns that set its lines apart.
-        values: the columns whose median and range it has, and what each is called.
-        of: makes the frame that has these columns of the one that is given.
+    A line for each value of the columns `by`; `values` says what each of its columns is called.
     """
 
-    def table(frame: pd.DataFrame) -> pd.DataFrame:
-        frame = of(frame) if of else frame
-        columns = 0.0 + frame[list(values)].astype(float).rename(columns=values)  # -0 is 0
-        return columns.groupby([frame[name] for name in by], sort=False).agg(_median_and_range)
+    def median_and_range(values: pd.Series) -> str:
+        low, middle, high = map(format_figures, values.quantile([0, 0.5, 1]))
+        words = middle if low == high else f"{middle} ({low} to {high})"
+        return words.replace("-", "−")
 
-    return table
-
-
-def _median_and_range(values: pd.Series) -> str:
-    low, middle, high = (
-        format_figures(value).replace("-", "−") for value in values.quantile([0, 0.5, 1])
-    )
-    return middle if low == high else f"{middle} ({low} to {high})"
+    columns = 0.0 + frame[list(values)].astype(float).rename(columns=values)  # -0 is 0
+    return columns.groupby([frame[name] for name in by], sort=False).agg(median_and_range)
 
 
 def in_words(kind: str, table: pd.DataFrame) -> str:
@@ -273,17 +250,17 @@ def in_words(kind: str, table: pd.DataFrame) -> str:
 
 
 def _line_in_words(name: str | tuple, line: pd.Series) -> str:
-    words = ", ".join(name) if isinstance(name, tuple) else str(name)
     if "state" in line:
         gap = " " if line["state"] == "timed" else ": "
-        return name_of(words, line["wrong"]) + gap + value_of(words, line, " ({} times)")
+        return line["label"] + gap + value_of(name, line, " ({} times)")
+    words = ", ".join(name) if isinstance(name, tuple) else str(name)
     if len(line) == 1:  # what it is, the chart's kind says
         return f"{words} {line.iloc[0]}"
     return f"{words}: {', '.join(f'{what} {value}' for what, value in line.items())}"
 
 
 def dots_on_lines(
-    axes,
+    axes: Axes,
     points: pd.DataFrame,
     looks: dict[str, tuple[str, str]],
     lines: int,
@@ -292,47 +269,42 @@ def dots_on_lines(
     log: bool = True,
     centre: str = "median",
     whisker: tuple[str, int] | None = None,
-    faint: dict | None = None,
-    legend: dict | None = None,
-    size: float = 4,
-    **bold,
+    faint: bool = False,
+    columns: int = 0,
 ) -> None:
     """On each line a bold dot with its whisker, and faintly the dots that they are of.
 
     Args:
-        axes: where to draw.
-        points: `x`, `y` (0 for the first line, or a little off), the `kind` of dot, and `hollow`
-            where the bold dot of some has no face.
+        points: `x`, `y` (0 for the first line, or a little off), the `kind` of dot, `hollow` where
+            the bold dot of some has no face, and `low` and `high` where these are a whisker's ends.
         looks: colour and mark of each kind, in the order of the legend.
         lines: how many there are.
-        xlabel: what `x` is.
         log: whether `x` is shown on a logarithmic axis.
         centre: seaborn's name of where the bold dot stands.
-        whisker: seaborn's name of what the whisker spans.
-        faint: how the dots of `points` look, where they are shown.
-        legend: where the legend stands, where there is one.
-        size: of the bold dots, which `bold` says more of.
+        whisker: seaborn's name of what the whisker spans, where `points` have no ends of it.
+        faint: whether the dots of `points` are shown.
+        columns: of the legend, where there is one.
     """
     axes.set(xscale="log" if log else "linear")
-    points = points if "hollow" in points else points.assign(hollow=False)
-    handles = []
-    for kind, (colour, mark) in looks.items():
-        own = points[points["kind"] == kind]
+    points = points.assign(hollow=points.get("hollow", False))
+    if "low" in points:  # each point three times, whose median it is and whose range its whisker
+        ends = [points.assign(x=points[name]) for name in ("low", "high")]
+        points, whisker = pd.concat([points, *ends]).dropna(subset="x"), ("pi", 100)
+    handles = {}
+    for (kind, (colour, mark)), hollow in product(looks.items(), (False, True)):
+        own = points[(points["kind"] == kind) & (points["hollow"] == hollow)]
         if own.empty:
             continue
         shared = {"data": own, "x": "x", "y": "y", "color": colour, "orient": "y", "ax": axes}
+        shared |= {"native_scale": True}
         if faint:
-            sns.stripplot(**shared, native_scale=True, jitter=False, marker=mark, **faint)
-        look = {"markersize": size, "linestyle": "none", "zorder": 4} | bold
-        sns.pointplot(**shared, native_scale=True, estimator=centre, errorbar=whisker, markers=mark,
-                      err_kws={"linewidth": 1.6}, **look)  # fmt: skip
-        hollow = own[own["hollow"]].groupby("y")["x"].agg(centre)
-        if len(hollow):
-            dot = {"markersize": size + 1.5, "markeredgewidth": 1.3, "markerfacecolor": "white"}
-            axes.plot(hollow, hollow.index, mark, color=colour, zorder=5, **dot)
-        face = "white" if own["hollow"].all() else colour
-        look = {"color": colour, "markerfacecolor": face, "marker": mark} | look
-        handles.append(Line2D([], [], label=kind, **look))
+            sns.stripplot(**shared, jitter=False, marker=mark, size=2.5, alpha=0.25)
+        look = {"marker": mark, "markersize": 4, "linestyle": "none", "zorder": 4}
+        if hollow:
+            look |= {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": "white"}
+        below = {"linewidth": 1.6, "zorder": 3}
+        sns.pointplot(**shared, estimator=centre, errorbar=whisker, err_kws=below, **look)
+        handles.setdefault(kind, Line2D([], [], label=kind, color=colour, **look))
     axes.set(xlabel=xlabel, ylabel="", yticks=[], ylim=(lines - 0.6, -0.75))
     if points.empty:
         axes.set_xticks([])
@@ -340,36 +312,65 @@ def dots_on_lines(
         plain_log_ticks(axes.xaxis, points["x"])
     axes.grid(axis="x", which="major")
     axes.spines["left"].set_visible(False)
-    if legend:
-        axes.legend(handles=handles, frameon=False, **legend)
+    if columns:
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": columns}
+        small = {"fontsize": 6.5, "handletextpad": 0.1, "columnspacing": 1.2}
+        axes.legend(handles=list(handles.values()), frameon=False, **place, **small)
 
 
-def with_ends(points: pd.DataFrame) -> pd.DataFrame:
-    """Each point three times, as itself and as its `low` and `high`: their range is its whisker."""
-    ends = [points.assign(x=points[name]) for name in ("low", "high")]
-    return pd.concat([points, *ends]).dropna(subset="x")
+def chart_of_lines(
+    title: str,
+    names: list[str],
+    points: pd.DataFrame,
+    *,
+    values: Iterable[str] = (),
+    rows: pd.DataFrame | None = None,
+    **how,
+) -> Chart:
+    """A chart as wide as a column of `dots_on_lines`, which is given `points` and `how`.
+
+    Above the dots of each line are its name, in grey of a control, and its value at the right;
+    above them all is where the `rows` were measured.
+    """
+    height = 0.34 * len(names) + (1.05 if how.get("columns") else 0.85)
+    figure = Chart(figsize=(COLUMN_WIDTH_IN, height), layout="constrained")
+    axes = figure.subplots()
+    dots_on_lines(axes, points, lines=len(names), **how)
+    for place, (left, right) in enumerate(zip_longest(names, values)):
+        style = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        style["color"] = FAINT if is_control(left) else INK
+        axes.text(0.0, place - 0.32, left, ha="left", fontsize=7.5, **style)
+        if right:
+            axes.text(1.0, place - 0.32, right, ha="right", fontsize=7, **style)
+    if rows is not None:
+        subtitle(axes, rows)
+    figure.head(title)
+    return figure
 
 
-def write_on_line(axes, place: int, left: str, right: str = "", colour: str = INK) -> None:
-    """A line's name at its left and a value at its right, above the dots."""
-    style = {"transform": axes.get_yaxis_transform(), "va": "center", "color": colour}
-    axes.text(0.0, place - 0.32, left, ha="left", fontsize=7.5, **style)
-    if right:
-        axes.text(1.0, place - 0.32, right, ha="right", fontsize=7, **style)
+def looks_of(kinds: list[str], apart: float) -> tuple[dict[str, tuple[str, str]], dict[str, float]]:
+    """Colour and mark of each kind, and how far off its line it stands."""
+    looks = zip(kinds, zip(COLOURS * len(kinds), MARKS * len(kinds), strict=False), strict=False)
+    middle = (len(kinds) - 1) / 2
+    return dict(looks), {kind: apart * (place - middle) for place, kind in enumerate(kinds)}
 
 
-def plain_log_ticks(axis, values: pd.Series) -> None:
+def plain_log_ticks(axis: Axis, values: pd.Series) -> None:
     """Ticks written as plain numbers, at 1, 2 and 5 where the range is short."""
     decades = np.log10(values.max() / values.min()) if len(values) else 1
-    subs = (1, 2, 5) if decades < 2 else (1,)
     few = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])  # in half a decade 1, 2, 5 leave one or none
-    axis.set_major_locator(few if decades < 0.7 else LogLocator(subs=subs))
+    many = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,))
+    axis.set_major_locator(few if decades < 0.7 else many)
+    plain_numbers(axis)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers, without those between them."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-_KEPT: ContextVar[dict[tuple[int, str], tuple[pd.DataFrame, pd.DataFrame]] | None]
-_KEPT = ContextVar("kept", default=None)
+_KEPT: ContextVar[dict] = ContextVar("kept")
 
 
 @contextmanager
@@ -378,55 +379,43 @@ def summaries_kept():
 
     Only for whoever changes no frame meanwhile, as `posmat draw`; a notebook may.
     """
-    before = _KEPT.get()
-    token = _KEPT.set({} if before is None else before)
+    token = _KEPT.set({})
     try:
         yield
     finally:
         _KEPT.reset(token)
 
 
-def kept(rows: pd.DataFrame, what: str, make: Callable) -> pd.DataFrame:
-    """What `make` gives of a frame; within `summaries_kept` it is made once."""
-    store = _KEPT.get()
-    if store is None:
-        return make(rows)
-    key = id(rows), what
-    if key not in store:  # the frame is kept beside what was made, so that its id stays its own
-        store[key] = rows, make(rows)
-    return store[key][1]
+def kept(make: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable:
+    """Have `make` make what it makes of a frame once within `summaries_kept`."""
+
+    @wraps(make)
+    def of(rows: pd.DataFrame) -> pd.DataFrame:
+        store, key = _KEPT.get({}), (id(rows), make.__name__)
+        if key not in store:  # with the frame beside what was made, its id stays its own
+            store[key] = rows, make(rows)
+        return store[key][1]
+
+    return of
 
 
+@kept
 def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The table that `summarize` gives of what the host's clock timed, as charts need it.
 
     What has a time in some runs is 'timed', and `runs` are those that timed it, of `all_runs`.
-    `wrong` says whether a method's numbers were not exact, or further off than the bound.
+    `wrong` says whether a method's numbers were not exact, or further off than the bound, and so
+    does `label`, the method's name on its line.
     """
-    return kept(rows, "summary", lambda rows: _summary(rows[rows["clock"] == "host"]))
-
-
-def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[rows["clock"] == "host"]
     table = summarize(rows)
-    timed = rows[rows["state"] == "timed"]
-    has_time = table["median"].notna()
-    runs = timed.groupby("method")["run"].nunique().reindex(table.index)
-    table.loc[has_time, "state"] = "timed"
-    table.loc[has_time, "runs"] = runs[has_time].astype("Int64")
+    table["state"] = table["state"].mask(table["median"].notna(), "timed")
     table["all_runs"] = rows["run"].nunique()
-    wrong = rows.assign(wrong=_is_wrong(rows)).groupby("method")["wrong"].any()
-    table["wrong"] = wrong.reindex(table.index).astype(bool)
-    return table
-
-
-def _is_wrong(rows: pd.DataFrame) -> pd.Series:
-    """Of each row, whether its numbers were compared and found wrong."""
     wrong = rows["exact"].astype("boolean").eq(False).fillna(False)
     if "error_bound" in rows:
-        error, bound = (
-            pd.to_numeric(rows[name], errors="coerce").astype(float)
-            for name in ("max_error", "error_bound")
-        )
+        error, bound = (rows[name].astype("Float64") for name in ("max_error", "error_bound"))
         # An error that is no number, beside a bound, is that of a result that is none.
-        wrong |= (error > bound) | (bound.notna() & error.isna())
-    return wrong.astype(bool)
+        wrong |= (error > bound).fillna(bound.notna() & error.isna())
+    table["wrong"] = wrong.groupby(rows["method"]).any().reindex(table.index).astype(bool)
+    table["label"] = [name_of(*line) for line in table["wrong"].items()]
+    return table
