@@ -10,7 +10,8 @@ import re
 import socket
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,31 +24,27 @@ NOT_GIVEN = "not given by the system"
 LEAST_CLOCK_SHARE = 0.75  # of a GPU's highest SM clock; below it times are not those of the card
 
 # Settings that change what a matrix product costs without showing in any argument.
-_VARIABLES = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_", "CUDA_", "CUBLAS_", "PYTORCH_")
+_MATTERS = re.compile("(OMP|MKL|KMP|GOMP|ONEDNN|DNNL|CUDA|CUBLAS|PYTORCH)_").match
 # Not torch, whose version stands in every row.
 _LIBRARIES = ("numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "papermill")
-_LIBRARIES += ("python-flint",)
 _OF_THE_GPU = {  # our name, with its unit, and that of nvidia-smi
     "sm_clock_mhz": "clocks.sm",
     "sm_clock_max_mhz": "clocks.max.sm",
     "power_w": "power.draw",
     "temperature_c": "temperature.gpu",
+    "driver": "driver_version",
 }
 
 
 def processor_name() -> str:
     """The processor's model name, or the architecture where the system gives none."""
-    cpuinfo = _read("/proc/cpuinfo")
-    for line in cpuinfo.splitlines():
-        if line.startswith("model name"):
-            return " ".join(line.split(":", 1)[1].split())
+    found = re.search(r"^model name\s*:(.*)", _read("/proc/cpuinfo"), re.MULTILINE)
+    if found:
+        return " ".join(found[1].split())
     if sys.platform == "darwin":
+        order = ["sysctl", "-n", "machdep.cpu.brand_string"]
         answer = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"],
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
+            order, check=False, capture_output=True, encoding="utf-8", errors="replace"
         )
         if answer.stdout.strip():
             return answer.stdout.strip()
@@ -67,10 +64,6 @@ def host_identity() -> str:
 
 def describe_host() -> dict:
     """The host's state now: hardware, system, load, frequency governor and timing variables."""
-    try:
-        load = round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):  # not on Windows
-        load = None
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
     return {
         "host_identity": host_identity(),
@@ -80,50 +73,45 @@ def describe_host() -> dict:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "governor": governor or NOT_GIVEN,
-        "load_1min": load,
-        "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)
-        },
+        "load_1min": round(psutil.getloadavg()[0], 2),
+        "variables": {name: os.environ[name] for name in filter(_MATTERS, sorted(os.environ))},
     }
 
 
 def describe_libraries() -> dict[str, str]:
     """The versions of the libraries that compute, draw and run, without importing them."""
-    return {name: _version(name) for name in _LIBRARIES}
+    return {name: version(name) for name in (*_LIBRARIES, "python-flint")}
 
 
 def read_gpu(uuid: str) -> dict:
     """What nvidia-smi says of a GPU now: `sm_clock_mhz`, `sm_clock_max_mhz`, `power_w`,
     `temperature_c` and `driver`, each 'not given by the system' where it says nothing.
 
-    Args:
-        uuid: as PyTorch gives it, or with the 'GPU-' that nvidia-smi puts before it. An index
-            would not do: the two may count the devices in another order.
+    The `uuid` is PyTorch's, with or without the 'GPU-' of nvidia-smi. An index would not do: the
+    two may count the devices in another order.
     """
-    asked = ",".join([*_OF_THE_GPU.values(), "driver_version"])
-    order = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}", f"--query-gpu={asked}"]
-    order.append("--format=csv,noheader,nounits")
-    try:
+    order = ["nvidia-smi", f"--id=GPU-{uuid.removeprefix('GPU-')}"]
+    order += [f"--query-gpu={','.join(_OF_THE_GPU.values())}", "--format=csv,noheader,nounits"]
+    facts = dict.fromkeys(_OF_THE_GPU, NOT_GIVEN)
+    # It may be missing, or know no such GPU; of what the card does not tell it says "[N/A]".
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
         answer = subprocess.run(
             order, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=30
         )
-        *numbers, driver = answer.stdout.strip().split(", ")
-        facts = {name: _number(text) for name, text in zip(_OF_THE_GPU, numbers, strict=True)}
-    except (OSError, ValueError, subprocess.SubprocessError):  # it is missing, or knows no such GPU
-        return dict.fromkeys((*_OF_THE_GPU, "driver"), NOT_GIVEN)
-    return facts | {"driver": driver}
+        said = dict(zip(_OF_THE_GPU, answer.stdout.strip().split(", "), strict=True))
+        facts["driver"] = said.pop("driver")
+        known = {name: text for name, text in said.items() if re.fullmatch(r"[0-9.]+", text)}
+        facts |= {name: float(text) for name, text in known.items()}
+    return facts
 
 
 def slow_clock_warnings(states: list[dict], run: int) -> list[str]:
     """A sentence where the SM clock was below 75 % of its maximum in one of the states, or none.
 
-    Args:
-        states: what `read_gpu` gave while the device was at work.
-        run: which fresh kernel they are of.
+    `states` are what `read_gpu` gave while the device was at work in the fresh kernel `run`.
     """
     clocks = [(state["sm_clock_mhz"], state["sm_clock_max_mhz"]) for state in states]
-    known = [pair for pair in clocks if NOT_GIVEN not in pair]
-    now, most = min(known, default=(1, 1))
+    now, most = min((pair for pair in clocks if NOT_GIVEN not in pair), default=(1, 1))
     if now >= LEAST_CLOCK_SHARE * most:
         return []
     return [
@@ -147,15 +135,13 @@ def require_device(device: "str | torch.device") -> "torch.device":
     known = re.fullmatch(r"cpu|cuda(?::(0|[1-9][0-9]*))?", asked)
     if not known:
         raise ValueError(f"device={asked!r} is not known: give 'cpu', 'cuda' or 'cuda:<index>'.")
-    if asked != "cpu":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(known[1] or 0) >= found:
-            sees = f"{found} CUDA device{'s' if found > 1 else ''}" if found else "no CUDA device"
-            raise ValueError(
-                f"device={asked!r} was asked for, but this PyTorch ({torch.__version__}) sees "
-                f"{sees}. Run with device='cpu', or install a CUDA build of PyTorch on a machine "
-                "that has the device."
-            )
+    found = torch.cuda.device_count() if asked != "cpu" and torch.cuda.is_available() else 0
+    if asked != "cpu" and int(known[1] or 0) >= found:
+        raise ValueError(
+            f"device={asked!r} was asked for, but this PyTorch ({torch.__version__}) sees "
+            f"{found or 'no'} CUDA device{'' if found == 1 else 's'}. Run with device='cpu', or "
+            "install a CUDA build of PyTorch on a machine that has the device."
+        )
     return torch.device(asked)
 
 
@@ -175,8 +161,8 @@ def describe_environment(device: "str | torch.device") -> dict[str, str]:
     import torch
 
     device = require_device(device)
-    on_gpu = device.type == "cuda"
-    processor = torch.cuda.get_device_name(device) if on_gpu else processor_name()
+    cuda = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if cuda else processor_name()
     return {"device": device.type, "processor": processor, "torch": torch.__version__}
 
 
@@ -192,20 +178,20 @@ def describe_device(device: "str | torch.device") -> dict:
     import torch
 
     device = require_device(device)
-    build = torch.__config__.show()
     facts = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads_available": torch.get_num_threads(),
-        "onednn": _version_in(build, r"MKL-DNN v(\S+)"),
-        "mkl": _version_in(build, r"Math Kernel Library Version (\S+)"),
     }
+    for name, words in {"onednn": "MKL-DNN v", "mkl": "Math Kernel Library Version "}.items():
+        found = re.search(words + r"(\S+)", torch.__config__.show())
+        facts[name] = found[1] if found else NOT_GIVEN
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {
             "gpu": properties.name,
-            "gpu_uuid": str(properties.uuid),
+            "gpu_uuid": gpu_uuid(device),
             "gpu_memory_bytes": properties.total_memory,
             "gpu_multiprocessors": properties.multi_processor_count,
             "gpu_capability": f"{properties.major}.{properties.minor}",
@@ -213,26 +199,6 @@ def describe_device(device: "str | torch.device") -> dict:
             "driver": read_gpu(gpu_uuid(device))["driver"],
         }
     return facts
-
-
-def _version_in(build: str, pattern: str) -> str:
-    """The version of a library that PyTorch was built with."""
-    found = re.search(pattern, build)
-    return found[1] if found else NOT_GIVEN
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:  # "[N/A]", where the card or the driver does not tell
-        return NOT_GIVEN
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _read(path: str) -> str:
