@@ -1,17 +1,20 @@
 """Peak memory: what a method needs beside its operands.
 
-On a CPU it is the growth of the process's high-water mark. The mark never falls, so a large form
-would hide a small one that follows it: hence a fresh process for each. On CUDA it is the
-allocator's peak. `python -m posmat.measure.memory` is the process; `peak_memory` starts it.
+On a CPU it is the growth of the process's high-water mark, which never falls: a large form would
+hide a small one that follows it, hence a fresh process for each. On CUDA it is the allocator's
+peak. `python -m posmat.measure.memory` is the process; `peak_memory` starts it.
 """
 
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -69,11 +72,11 @@ def peak_memory(
         wanted.sort(key=lambda one: tuple(vars(one[1]).values()))  # operands are drawn once
         if device.index is None:  # a fresh process would begin at cuda:0
             device = torch.device("cuda", torch.cuda.current_device())
-    together = device.type == "cuda" or sys.platform == "linux"
     orders = [
         [methods[name], *vars(size).values(), kind, seed, str(device), threads]
         for name, size in wanted
     ]
+    together = device.type == "cuda" or sys.platform == "linux"
     found: list[dict] = []
     for batch in [orders] if together else [[order] for order in orders]:
         done = subprocess.run(
@@ -105,25 +108,19 @@ def _measure_all(orders: list[list]) -> int:
     there is no thread that a fork would lose.
     """
     for order in orders:
-        device = order[-2]
-        if device != "cpu" or sys.platform != "linux":
-            print(json.dumps(_measure(*order)), flush=True)
+        if order[-2] != "cpu" or sys.platform != "linux":
+            _tell(*order)
             continue
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                print(json.dumps(_measure(*order)), flush=True)
-                status = 0
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        if status:
+        child = multiprocessing.get_context("fork").Process(target=_tell, args=order)
+        child.start()
+        child.join()
+        if child.exitcode:
             return 1
     return 0
+
+
+def _tell(*order: object) -> None:
+    print(json.dumps(_measure(*order)), flush=True)
 
 
 # On CUDA one process measures many methods, and to draw operands takes longer than they do.
@@ -132,7 +129,7 @@ _operands = lru_cache(maxsize=1)(random_operands)
 
 def _measure(
     method: Callable, M: int, N: int, K: int, kind: str, seed: int, device: str, threads: int
-):
+) -> dict:
     """Run one method once at full size, after a small call that loads what it needs."""
     torch.set_num_threads(threads)
     make_current(torch.device(device))
@@ -140,36 +137,30 @@ def _measure(
     method(*random_operands(ProblemSize(2, 2, 2), dtype, device))
     release_scratch()  # what the proof of a method has used
     x, w = _operands(ProblemSize(M, N, K), dtype, device, seed)
-    operand_bytes = x.nbytes + w.nbytes
-    facts = {"operand_bytes": operand_bytes}
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         method(x, w)
         torch.cuda.synchronize()
-        return facts | {
-            "state": "measured",
-            "peak_bytes": torch.cuda.max_memory_allocated() - before,
-        }
-    is_reset = _reset_high_water_mark()
-    in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
-    if mark is None:
-        return facts | {"state": "not available", "peak_bytes": None}
-    method(x, w)
-    after = _high_water_mark()
-    if is_reset:
-        return facts | {"state": "measured", "peak_bytes": after - mark}
-    if after == mark:  # what the imports once needed hides all of the method's memory
-        return facts | {"state": "not available", "peak_bytes": None}
-    return facts | {"state": "measured", "peak_bytes": after - in_use}
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        is_reset = _reset_high_water_mark()
+        in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
+        method(x, w)
+        after, peak = _high_water_mark(), None
+        if is_reset:
+            peak = after - mark
+        elif after != mark:  # else what the imports once needed hides all of the method's memory
+            peak = after - in_use
+    state = "not available" if peak is None else "measured"
+    return {"operand_bytes": x.nbytes + w.nbytes, "state": state, "peak_bytes": peak}
 
 
 def _reset_high_water_mark() -> bool:
     """Bring the mark down to what is in use now, where the system lets us: did it?"""
     try:
-        with open(_CLEAR_REFS, "w", encoding="utf-8") as file:
-            file.write("5")  # proc(5): resets the peak resident set size
+        Path(_CLEAR_REFS).write_text("5", encoding="utf-8")  # proc(5): resets the peak
     except OSError:  # there is none on macOS, and some containers refuse it
         return False
     return True
@@ -177,13 +168,10 @@ def _reset_high_water_mark() -> bool:
 
 def _high_water_mark() -> int | None:
     """The largest resident size of this process so far in bytes, or None where none is kept."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2]
+        if status:
+            return int(status.split()[0]) * 1024
     if os.name == "nt":
         return None
     import resource

@@ -250,20 +250,6 @@ def test_the_rounds_are_settled_before_the_first_of_them():
     assert met == same and slow_s > 3 * quick_s
 
 
-def test_three_clocks_share_the_seconds(monkeypatch):
-    given = []
-
-    def record(options):
-        given.append((options["clock"], options["seconds"]))
-        return pd.DataFrame({"clock": [options["clock"]]})
-
-    whole = timing.time_methods
-    monkeypatch.setattr(timing, "require_device", lambda _: types.SimpleNamespace(type="cuda"))
-    monkeypatch.setattr(timing, "time_methods", lambda _, **options: record(options))
-    whole({"a": lambda: torch.ones(1)}, reference=None, seconds=6.0, device="cuda")
-    assert given == [("host", 2.0), ("event", 2.0), ("graph", 2.0)]
-
-
 def test_intervals_cover_the_truth():
     """95 % intervals of a true ratio of 1.5 hold it in 90 to 99 % of 200 simulated runs."""
     generator = random.Random(1)
@@ -592,9 +578,18 @@ def test_device_clocks_give_the_median_and_what_it_is_of(monkeypatch):
         assert rows["number"].tolist() == [number] * 2
 
 
-def test_the_gpu_is_looked_at_while_it_works(monkeypatch):
+def test_three_clocks_share_the_seconds_and_the_gpu_is_looked_at_while_it_works(monkeypatch):
     """With the clocks of the host, whose synchronisation stands in for the device's."""
     machine, calls = Machine(), []
+    slow = machine.host(0.1)
+
+    def operation():
+        calls.append(1)
+        return slow()
+
+    def bench(method, rep, return_mode, **_):
+        method()
+        return [100.0]
 
     def look(uuid):
         before = len(calls)
@@ -602,11 +597,14 @@ def test_the_gpu_is_looked_at_while_it_works(monkeypatch):
             time.sleep(1e-3)  # until the method was called meanwhile
         return {"sm_clock_mhz": 1980.0, "of": uuid}
 
+    bring_triton(monkeypatch, do_bench=bench, do_bench_cudagraph=bench)
     monkeypatch.setattr(timing, "GPU_STATES", [])
     monkeypatch.setattr(timing, "require_device", lambda _: types.SimpleNamespace(type="cuda"))
     monkeypatch.setattr(timing, "gpu_uuid", lambda _: "0a1b")
     monkeypatch.setattr(timing, "read_gpu", look)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(1e-3))
-    a = machine.host(1e-3)
-    measure(machine, {"a": lambda: calls.append(1) or a()}, clock="host", rounds=1)
+    rows = measure(machine, {"a": operation}, seconds=6, device="cuda")
+    met = rows.groupby("clock", sort=False)["round"].count()
+    assert met.index.tolist() == ["host", "event", "graph"] and met.between(15, 19).all()
     assert timing.GPU_STATES == [{"sm_clock_mhz": 1980.0, "of": "0a1b"}]
