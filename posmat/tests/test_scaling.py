@@ -34,7 +34,6 @@ from posmat.measure.sizes import (
     expected_seconds,
     free_bytes,
     require_memory,
-    sweep,
     wanted_bytes,
 )
 from posmat.measure.summary import AGAIN, FLOOR
@@ -81,33 +80,30 @@ def rows() -> pd.DataFrame:
 
 def test_a_size_that_does_not_fit_is_refused_with_the_bytes_it_wanted():
     huge = ProblemSize(10**6, 10**6, 10**6)
-    with pytest.raises(MemoryError) as caught:
+    with pytest.raises(MemoryError, match="batch_size=1,000,000, .*smaller sizes") as caught:
         require_memory(huge)
-    message = str(caught.value)
-    assert f"{wanted_bytes(huge):,} bytes" in message and "batch_size=1,000,000" in message
-    assert "smaller sizes" in message
+    assert f"{wanted_bytes(huge):,} bytes" in str(caught.value)
     with pytest.raises(MemoryError):
-        sweep(huge, "M")
-
-
-def test_the_limit_of_memory_from_both_sides():
+        all_sweeps(huge)
     wanted = wanted_bytes(SEED)
     require_memory(SEED, free=wanted)
     with pytest.raises(MemoryError, match=f"{wanted - 1:,} are free"):
         require_memory(SEED, free=wanted - 1)
 
 
+def along_axis(name, **options):
+    return [size for axis, size in all_sweeps(SEED, **options) if axis in (name, "centre")]
+
+
 def test_automatic_sizes_stay_within_the_limit_and_reach_both_ways():
     limit = wanted_bytes(ProblemSize(4096, 128, 9216))
-    sizes = sweep(SEED, "M", limit=limit)
+    sizes = along_axis("M", limit=limit)
     assert [size.batch_size for size in sizes] == [1, 4, 16, 64, 256, 1024, 4096]
     assert {(size.out_features, size.in_features) for size in sizes} == {(128, 9216)}
-    shorter = sweep(SEED, "M", limit=limit - 1)
-    assert [size.batch_size for size in shorter] == [1, 4, 16, 64, 256, 1024]
+    assert along_axis("M", limit=limit - 1) == sizes[:-1]
+    assert along_axis("M", limit=limit, steps=1) == sizes[3:6]
     # The centre was asked for, so it is there also where no larger size may be.
-    assert sweep(SEED, "K", limit=0)[-1] == SEED
-    with pytest.raises(ValueError, match="M, N, K"):
-        sweep(SEED, "L")
+    assert along_axis("K", limit=0)[-1] == SEED
 
 
 def test_all_sweeps_begin_with_the_least_work_and_share_the_centre():
