@@ -80,7 +80,7 @@ def rows() -> pd.DataFrame:
 
 def test_a_size_that_does_not_fit_is_refused_with_the_bytes_it_wanted():
     huge = ProblemSize(10**6, 10**6, 10**6)
-    with pytest.raises(MemoryError, match="batch_size=1,000,000, .*smaller sizes") as caught:
+    with pytest.raises(MemoryError, match=r"batch_size=1,000,000, .*smaller sizes") as caught:
         require_memory(huge)
     assert f"{wanted_bytes(huge):,} bytes" in str(caught.value)
     with pytest.raises(MemoryError):
