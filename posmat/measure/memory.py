@@ -41,23 +41,21 @@ def peak_memory(
 ) -> pd.DataFrame:
     """Measure how far each method's memory rises above its operands.
 
-    On a CPU each measurement is a process of its own. Under Linux one process loads PyTorch and
-    forks the others, which takes a tenth of the time. On CUDA one process measures all: the
-    allocator counts what tensors take, whatever was there before.
+    On a CPU each measurement is a process of its own: under Linux a fork of one that has loaded
+    PyTorch, which takes a tenth of the time. On CUDA one process measures all: the allocator
+    counts what tensors take, whatever was there before.
 
     Args:
         methods: a name and a function (x, w) -> y that can be imported, for each method.
         sizes: of the operands: one for all methods, or by a method's name those that it meets.
         dtype, seed: of the operands, as `random_operands` takes them.
         threads: of PyTorch; each may keep a buffer of its own.
-        tags: further columns with one value for all rows; `device` says where it is measured,
-            "cuda" on the current CUDA device.
+        tags: further columns with one value for all rows; `device` says where it is measured.
 
     Returns:
         One row per method and size: `peak_bytes` over the operands, and `operand_bytes`.
-        `peak_bytes` is blank where the system does not tell (a CPU under Windows; elsewhere where
-        the mark cannot be reset and the method stays below what the imports needed), and the
-        state says so.
+        `peak_bytes` is blank, and the state says so, where the system does not tell: under Windows,
+        and where the mark cannot be reset and the method stays below what the imports needed.
 
     Raises:
         ValueError: the device is not there.

@@ -40,9 +40,9 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
         (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
-        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the limit that asks for most: launch,
-        memory or compute; none, where all of them leave over nine tenths of the time unexplained)
-        and `share`, what that limit explains of the time. `compute_s` counts every GEMM of a method
+        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the one that asks for most: launch,
+        memory or compute; none, where it leaves over nine tenths of the time unexplained) and
+        `share`, what it explains of the time. `compute_s` counts every GEMM of a method
         (`Roofs.gemms`), and is blank where its engine has no peak.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
@@ -139,10 +139,9 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
         table: what `rates` gave.
 
     Returns:
-        By method and axis: `exponent`, the slope of log time over log size by least squares; its
-        spread, `low` and `high`, the smallest and largest slope between neighbours; `last`, the
-        slope between the two largest sizes; and `decades`, how far the sizes reach. Blank where
-        there is one size only.
+        By method and axis: `exponent`, the slope of log time over log size by least squares; `low`
+        and `high`, the smallest and largest slope between neighbours; `last`, that between the two
+        largest sizes; and `decades`, how far the sizes reach. Blank where there is one size only.
     """
     lines = []
     for method in table["method"].unique():

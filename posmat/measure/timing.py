@@ -75,25 +75,21 @@ def time_methods(
 
     How many rounds a method meets is settled before the first of them, by what its first calls
     cost and never by what its blocks read. Those of a slow method are spread evenly, and some of
-    those that a quicker one meets; the baseline and its control meet all of them, so that every
-    block has its pair.
+    those that a quicker one meets; the baseline and its control meet all, so that every block has
+    its pair.
 
-    On CUDA it is the current device that is waited for and measured (`start_run` makes the device
-    of the run the current one). With the host clock, the device's own clocks are read at the end,
-    for the provenance: while the baseline, or else the first method, keeps it at work, because an
-    idle device lowers them.
+    On CUDA it is the current device that is waited for and measured. With the host clock, the
+    device's own clocks are read at the end, for the provenance: while the baseline, or else the
+    first method, keeps it at work, because an idle device lowers them.
 
     Args:
         methods: a name and a callable of no arguments for each method.
         reference: what every method must give, or a mapping with one for each name. An integer
             reference asks for equality, `exact`; a floating one for a `max_error` within
-            `error_bound`. None, for all or for one name: nothing to compare with, which leaves
-            both blank. Another shape than the reference's is always wrong.
+            `error_bound`, the same shape both. None: nothing to compare with, both stay blank.
         baseline: the method that the two controls belong to; they are added when it is named.
-        error_bound: the largest error that a floating result may have; a floating reference asks
-            for it.
-        time_wrong: the names of methods that are timed although they are wrong, because the
-            notebook is about that.
+        error_bound: the largest error that a floating result may have.
+        time_wrong: names of methods that are timed although they are wrong.
         rounds: at the most; each times every method once, or some of them in a round that slow
             ones miss.
         seconds: that all of this may take, proof and warm-up included. Where the rounds do not fit
@@ -102,10 +98,8 @@ def time_methods(
         threads: of PyTorch on the host, while it is timed.
         seed: of the order in which a round times the methods.
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
-            or "graph" (replay of a captured graph, hot cache). None: all that the device has, one
-            after the other, each in rows of its own. Of "event" `seconds` is the median over
-            `number` calls, of "graph" over `number` replays, each of as many calls as fill 1 ms.
-            They share the seconds evenly.
+            or "graph" (replay of a captured graph, hot cache), each the median over `number` calls
+            or replays. None: all that the device has, one after the other, sharing the seconds.
         timer, cpu_timer: clocks, in seconds; they are replaced in tests.
         tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
 
@@ -172,18 +166,15 @@ def time_as_seed(
 
     One loop of `calls`, one method after the other, read with both clocks that `time.clock` stood
     for: the process's time, which it was on Unix, and wall time, which it was on Windows. Each
-    method is proved first, as in `time_methods`; its first call is therefore not a cold one, and
-    `first_s` is blank.
+    method is proved first, so its first call is not a cold one, and `first_s` is blank.
 
     Args:
-        methods, error_bound, tags: as for `time_methods`.
-        reference, time_wrong: as for `time_methods`; they may name more methods than these, which
-            are some of those that a notebook times.
+        methods, reference, error_bound, time_wrong, tags: as for `time_methods`; `reference` and
+            `time_wrong` may name more methods than these.
         calls: in the loop; the row's `number` says how many there were.
+        synchronise: wait for the device after each call, as some of the seed's cells do.
         seconds: that the loop of one method should take. Where a call of 50 ms or more makes it
             longer, there are as many calls as fit in, but three or `calls` in any case.
-        synchronise: wait for the device after each call, as some of the seed's cells do. Without
-            it a CUDA device may have done nothing when the clock is read.
         wall, cpu_timer: clocks, in seconds; they are replaced in tests.
 
     Returns:
@@ -242,9 +233,8 @@ def _proofs(methods, reference, error_bound, time_wrong, timer) -> dict[str, Cal
             f"reference has nothing for {', '.join(missing)}, but for {', '.join(reference)}: give "
             "each method one, or None where there is nothing to compare with."
         )
-    floating = [
-        name for name in methods if (one := reference[name]) is not None and one.is_floating_point()
-    ]
+    ours = {name: reference[name] for name in methods}
+    floating = [n for n, one in ours.items() if one is not None and one.is_floating_point()]
     if floating and error_bound is None:
         raise ValueError(
             f"the reference of {', '.join(floating)} is floating and error_bound is None: give the "
@@ -272,24 +262,22 @@ def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
     facts = {"state": "timed", "first_s": first_s}
     if reference is None:
         return facts
-    why = "it does not give what the reference gives"
-    same_shape = result.shape == reference.shape
-    if not same_shape:
+    floating = reference.is_floating_point()
+    facts |= {"error_bound": error_bound} if floating else {"exact": False}
+    if result.shape != reference.shape:
         why = f"it gives the shape {tuple(result.shape)}, the reference {tuple(reference.shape)}"
-    if reference.is_floating_point():
-        facts["error_bound"] = error_bound
-        if same_shape:
-            errors = (result.double() - reference).abs()
-            facts["max_error"] = errors.max().item() if errors.numel() else 0.0
-        right = same_shape and facts["max_error"] <= error_bound  # False for NaN
+        return facts | {"state": "wrong", "why": why}
+    if floating:
+        errors = (result.double() - reference).abs()
+        facts["max_error"] = errors.max().item() if errors.numel() else 0.0
+        right = facts["max_error"] <= error_bound  # False for NaN
     else:
         # Compared as float64 where the result is floating: it holds every float32 and every
         # integer of a reference below 2**53.
-        as_is = result.double() if result.dtype.is_floating_point else result
-        right = same_shape and bool(torch.all(as_is == reference))
-        facts["exact"] = right
-    if not right and not (time_wrong and same_shape):
-        facts |= {"state": "wrong", "why": why}
+        as_is = result.double() if result.is_floating_point() else result
+        right = facts["exact"] = bool(torch.all(as_is == reference))
+    if not right and not time_wrong:
+        facts |= {"state": "wrong", "why": "it does not give what the reference gives"}
     return facts
 
 
