@@ -3,12 +3,11 @@
 Everything that one run leaves has one stem, the notebook's name and, where parameters differ from
 the defaults, what differs:
 
-    <stem>.csv            rows, one per timed block        -> data/<machine>/<device>/
-    <stem>.<what>.csv     tidy rows of another kind        -> data/<machine>/<device>/
-    <stem>.json           provenance                       -> data/<machine>/<device>/
-    <stem>.table.csv      the summary                      -> reports/<machine>/<device>/
-    <stem>.ipynb .html    the executed notebook            -> reports/<machine>/<device>/
-    <figure>.svg .pdf .png                                 -> reports/figures/
+    <stem>.csv .json      rows, one per timed block, and provenance -> data/<machine>/<device>/
+    <stem>.<what>.csv     tidy rows of another kind                 -> data/<machine>/<device>/
+    <stem>.table.csv      the summary                               -> reports/<machine>/<device>/
+    <stem>.ipynb .html    the executed notebook                     -> reports/<machine>/<device>/
+    <figure>.svg .pdf .png                                          -> reports/figures/
 
 Files are written into a scratch folder of the same disk and then moved into their places, so that
 none is ever half-written, whatever is killed when. Needs no torch.
@@ -76,8 +75,6 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
     """Make data/<machine>/ a host's, or refuse it when another host has filled it.
 
     Args:
-        root: the project's folder.
-        machine: the name that a person gave.
         host: the `host_identity` and `processor` of the host; this one by default.
 
     Raises:
@@ -198,7 +195,7 @@ def is_read_by(own: str, machine: str) -> bool:
 def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     """The rows of every notebook of every machine, published and own, with their `stem`.
 
-    A user's own rows are for that user (see `is_read_by`), and what was made of rows is left out.
+    What was made of rows is left out.
 
     Raises:
         RecordError: there is not one row, or a file cannot be read.

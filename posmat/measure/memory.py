@@ -74,24 +74,21 @@ def peak_memory(
         [methods[name], *vars(size).values(), kind, seed, str(device), threads]
         for name, size in wanted
     ]
-    together = device.type == "cuda" or sys.platform == "linux"
-    found: list[dict] = []
-    for batch in [orders] if together else [[order] for order in orders]:
-        done = subprocess.run(
-            [sys.executable, "-m", "posmat.measure.memory"],
-            check=False,
-            env={**os.environ, **GIVE_BACK},
-            input=pickle.dumps(batch),
-            capture_output=True,
+    done = subprocess.run(
+        [sys.executable, "-m", "posmat.measure.memory"],
+        check=False,
+        env={**os.environ, **GIVE_BACK},
+        input=pickle.dumps(orders),
+        capture_output=True,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode:
+        last = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]
+        name, size = wanted[len(found)]
+        raise RuntimeError(
+            f"measuring the memory of {name} at {size} ended with exit code "
+            f"{done.returncode} ({last}): is there memory enough?"
         )
-        found += map(json.loads, done.stdout.splitlines())
-        if done.returncode:
-            last = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]
-            name, size = wanted[len(found)]
-            raise RuntimeError(
-                f"measuring the memory of {name} at {size} ended with exit code "
-                f"{done.returncode} ({last}): is there memory enough?"
-            )
     rows = [
         {"method": name, **facts, **tags, "dtype": kind, "threads": threads, **vars(size)}
         for (name, size), facts in zip(wanted, found, strict=True)
@@ -102,14 +99,15 @@ def peak_memory(
 def _measure_all(orders: list[list]) -> int:
     """Carry out the orders and print what is found, until one fails.
 
-    On a CPU under Linux each in a forked child: no operation of PyTorch has run in this process, so
-    there is no thread that a fork would lose.
+    On a CPU each in a child: under Linux a fork, since no operation of PyTorch has run in this
+    process and there is no thread that a fork would lose.
     """
+    children = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for order in orders:
-        if order[-2] != "cpu" or sys.platform != "linux":
+        if order[-2] != "cpu":
             _tell(*order)
             continue
-        child = multiprocessing.get_context("fork").Process(target=_tell, args=order)
+        child = children.Process(target=_tell, args=order)
         child.start()
         child.join()
         if child.exitcode:

@@ -2,12 +2,11 @@
 
 A roofline says how fast a product can be at the best: as fast as the processor multiplies, or as
 fast as memory brings the operands, whichever is slower. Both are measured in the same run, as rows
-with the axis "roof": the methods "int8 peak", "uint8 peak" and "float32 peak" are large GEMMs,
-"copy" copies `bytes` of memory. Of these the fastest block counts: a roof is the best that a
-machine gives. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also where int8 by
-int8 is not. Rows with the axis "least" are products of one number by one: what a call costs before
-it computes anything. The column `engine` says what multiplies, and so which peak is a method's
-roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which has none.
+with the axis "roof": the "peak" methods are large GEMMs, "copy" copies `bytes` of memory. Of these
+the fastest block counts. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also
+where int8 by int8 is not. Rows with the axis "least" are products of one number by one: what a call
+costs before it computes anything. The column `engine` says what multiplies, and so which peak is a
+method's roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which has none.
 """
 
 import numpy as np
@@ -114,11 +113,7 @@ class Roofs:
 
 
 def measured_roofs(rows: pd.DataFrame) -> Roofs:
-    """The roofs among rows.
-
-    Raises:
-        ValueError: there is no large float32 GEMM or no copy among them.
-    """
+    """The roofs among rows, or a ValueError where there is no large float32 GEMM or no copy."""
     roofs = Roofs(rows)
     if roofs.float32_gmacs is None or not roofs.copies:
         raise ValueError(
@@ -134,9 +129,6 @@ def along(table: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
     """How the time of each method grows along each axis: as the size to the power of what?
-
-    Args:
-        table: what `rates` gave.
 
     Returns:
         By method and axis: `exponent`, the slope of log time over log size by least squares; `low`
@@ -160,9 +152,6 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
 
 def turning_points(table: pd.DataFrame) -> pd.DataFrame:
     """What limits each method along each axis, in words, from the smallest size to the largest.
-
-    Args:
-        table: what `rates` gave.
 
     Returns:
         A frame by method with a column for each axis: "launch to 4, memory to 16, compute".

@@ -59,14 +59,13 @@ class Run:
     tags: dict  # columns that every row of this run carries
     device: object  # the torch.device that it measures on, None where it reads rows only
     output_dir: Path | None  # None: the project's folders
-    facts: dict = field(default_factory=dict)
+    facts: dict  # what the provenance says of host, libraries and device
     started: float = field(default_factory=time.time)
 
     def pool(self, rows: "pd.DataFrame", what: str = "") -> "pd.DataFrame":
-        """Put the rows of earlier runs before these, where the driver repeats a notebook.
+        """Put the rows of earlier fresh kernels before these, where `--runs` asks for several.
 
-        With `--runs N` a notebook runs in N fresh kernels; the table, the chart and the sentences
-        of the last one then speak of all of them.
+        The table, the chart and the sentences of the last one then speak of all of them.
         """
         earlier = self._earlier(self._file(what))
         if earlier is None:
@@ -95,7 +94,7 @@ class Run:
             The folder that holds the rows.
 
         Raises:
-            RecordError: a folder cannot be made, or belongs to another host.
+            RecordError: a folder cannot be made, or the files cannot be written.
         """
         root, machine, device = project_root(), self.tags["machine"], self.tags["device"]
         own = self.output_dir or (None if root else Path.cwd() / "posmat-output")
@@ -131,13 +130,13 @@ class Run:
     def _provenance(self, known: dict) -> dict:
         path = self._earlier(f"{self.stem}.json")
         earlier = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        own = {
+        kernel = {
             "run": self.tags["run"],
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "duration_s": round(time.time() - self.started, 1),
             "load_1min": self.facts["host"]["load_1min"],
         }
-        kernels = [*earlier.get("kernels", []), own]
+        kernels = [*earlier.get("kernels", []), kernel]
         gpu, warnings = self._after_measuring()
         return {
             "notebook": self.notebook,
@@ -173,8 +172,7 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
 
     Args:
         notebook: the notebook's name, without .ipynb.
-        device: the device it measures on, or None for a notebook that reads rows only; the host
-            and the device are described at the start, before the measuring loads them. A CUDA
+        device: the device it measures on, or None for a notebook that reads rows only. A CUDA
             device with an index becomes the current one, which clocks and controls go by.
         namespace: the notebook's `globals()`; the values of its parameters are read from there.
         output_dir: one folder for all files, or '' for the project's `local` folders.
@@ -184,7 +182,7 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
         RecordError: the folder cannot be made, or belongs to another host; or the notebook has a
             parameter that is no typed literal.
     """
-    job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    started, job = time.time(), json.loads(os.environ.get(JOB_VARIABLE, "{}"))
     machine = job.get("machine", LOCAL)
     root = project_root()
     source = root and root / "notebooks" / f"{notebook}.ipynb"
@@ -195,26 +193,20 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
     # The driver's staging folder is no parameter: a report would carry the path of one machine.
     output_dir = output_dir or job.get("output_dir", "")
     folder = make_folder(Path(output_dir).expanduser().resolve()) if output_dir else None
-    if folder is None and root is not None:
+    if root and not folder:
         claim_machine(root, machine)
     tags = {"run": job.get("run", 0), "notebook": notebook, "machine": machine}
-    run = Run(
-        notebook=notebook,
-        stem=job.get("stem", notebook + variant(parameters, defaults)),
-        parameters=parameters,
-        tags=tags | {"device": ALL_DEVICES},
-        device=None,
-        output_dir=folder,
-        facts={"host": describe_host(), "libraries": describe_libraries()},
-    )
+    tags["device"] = ALL_DEVICES
+    facts = {"host": describe_host(), "libraries": describe_libraries()}
     if device is not None:
-        run.device = require_device(device)
-        make_current(run.device)
-        run.tags |= describe_environment(device)
-        run.facts["device"] = describe_device(device)
-        if run.device.type == "cuda":
-            run.facts["gpu_before"] = read_gpu(gpu_uuid(run.device))
-    return run
+        device = require_device(device)
+        make_current(device)
+        tags |= describe_environment(device)
+        facts["device"] = describe_device(device)
+        if device.type == "cuda":
+            facts["gpu_before"] = read_gpu(gpu_uuid(device))
+    stem = job.get("stem", notebook + variant(parameters, defaults))
+    return Run(notebook, stem, parameters, tags, device, folder, facts, started)
 
 
 @dataclass(frozen=True)
@@ -293,14 +285,10 @@ def describe_sources() -> dict:
 
 def ask_git(root: Path, *words: str) -> str | None:
     """What git says of a repository, or None where it fails or is not there."""
+    order = ["git", "-C", str(root), *words]
+    utf8 = {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words],
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        done = subprocess.run(order, check=False, capture_output=True, **utf8)
     except OSError:  # no git on this machine
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -58,12 +58,7 @@ def wanted_bytes(size: ProblemSize, device: torch.device | str = "cpu") -> int:
 def require_memory(
     size: ProblemSize, device: torch.device | str = "cpu", free: int | None = None
 ) -> None:
-    """Refuse a size that does not fit, before anything of it is allocated.
-
-    Args:
-        size: the sizes that were asked for.
-        device: where the operands are to live.
-        free: the bytes to fit in; the default is what is free on the device now.
+    """Refuse a size that does not fit in `free` bytes, by default what is free on the device now.
 
     Raises:
         MemoryError: it wants more bytes than there are; the message has both numbers.
@@ -86,15 +81,9 @@ def all_sweeps(
 ) -> list[tuple[str, ProblemSize]]:
     """Sizes along the three axes, each with its axis, the least work first.
 
-    Along an axis the centre's size is divided and multiplied by 4 again and again. The centre
-    itself belongs to all three and is listed once, as "centre".
-
-    Args:
-        centre: the size that is varied.
-        device: where the sizes are to fit.
-        limit: the bytes that a size may want; larger ones are left out. The default is an eighth
-            of what is free.
-        steps: at the most, to each side.
+    Along an axis the centre's size is divided and multiplied by 4 up to `steps` times. The centre
+    itself belongs to all three and is listed once, as "centre". Left out is what wants more bytes
+    than `limit`, by default an eighth of what is free on the device.
 
     Raises:
         MemoryError: the centre itself does not fit in the device's memory.

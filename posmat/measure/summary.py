@@ -32,11 +32,7 @@ def is_control(method: str) -> bool:
 
 
 def baseline_of(rows: pd.DataFrame) -> str:
-    """The baseline of rows, told by its control, the same method timed again.
-
-    Raises:
-        ValueError: the rows have no such control.
-    """
+    """The baseline of rows, told by its control, the same method timed again, or a ValueError."""
     for method in rows["method"].unique():
         if method.endswith(AGAIN):
             return method.removesuffix(AGAIN)
@@ -86,12 +82,7 @@ def summarize(
 
 
 def check_rows(rows: pd.DataFrame) -> None:
-    """Refuse rows that cannot be summarized.
-
-    Raises:
-        ValueError: a column is missing, there is no row, or a row in the state 'timed' has no
-            time above 0.
-    """
+    """Raise a ValueError where a column is missing, or a 'timed' row has no time above 0."""
     missing = [name for name in _NEEDED if name not in rows]
     if missing:
         raise ValueError(f"the rows have no column {missing[0]!r}: are they rows of time_methods?")
@@ -157,9 +148,8 @@ def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
 def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
     """A ratio as words that claim no more than was measured.
 
-    Several runs: the range over them, and whether it leaves out 1 by more than the control's range
-    does. One run: the interval, and the words 'in one run'. Fewer than five rounds in a run are
-    told too. In a table of groups `method` is the whole index, (group, method).
+    Several runs: the range over them. One run: the interval, and the words 'in one run'. Fewer than
+    five rounds in a run are told too, and a ratio that does not stand (see `stands`).
     """
     line = table.loc[method]
     if line["state"] != "timed":
@@ -206,10 +196,7 @@ def _group_of(table: pd.DataFrame, method: str | tuple) -> pd.DataFrame:
 
 
 def _few_rounds(table: pd.DataFrame, method: str | tuple) -> int:
-    """The rounds that a ratio is made of, where they are fewer than five in a run; else 0.
-
-    A ratio has as many pairs as the one of the two that met fewer rounds.
-    """
+    """The pairs of rounds that a ratio is made of, where they are under five in a run; else 0."""
     line, own = table.loc[method], _group_of(table, method)
     rounds = int(line["rounds"])
     if line["baseline"] in own.index:
