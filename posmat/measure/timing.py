@@ -388,6 +388,12 @@ def _interleave(methods, ready, met, seed, clock, timer, cpu_timer) -> dict[str,
     ranks = sorted(range(rounds), key=lambda rank: rank * _GOLDEN % 1)
     blocks, start = {name: [] for name in methods}, timer()
     orders = _orders(list(ready), rounds, random.Random(seed))
+    readings = []
+
+    def both() -> float:
+        readings.append((timer(), cpu_timer()))
+        return readings[-1][0]
+
     progress = tqdm(orders, "rounds", delay=2, leave=False, disable=None)  # None: on a terminal
     for index, order in enumerate(progress):
         for position, name in enumerate(order):
@@ -398,12 +404,6 @@ def _interleave(methods, ready, met, seed, clock, timer, cpu_timer) -> dict[str,
             if clock == "host":
                 for _ in range(number // 4):  # untimed: what the last method left in the caches
                     method()
-                readings = []
-
-                def both(readings=readings):
-                    readings.append((timer(), cpu_timer()))
-                    return readings[-1][0]
-
                 seconds = _host_block(method, number, once, both)
                 cpu_s = (readings[-1][1] - readings[-2][1]) / number
             else:
