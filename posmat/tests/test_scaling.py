@@ -225,13 +225,10 @@ def test_the_figures_name_every_method_and_no_control(rows, figure_id):
     assert "A Processor" in figure.caption
     if figure_id == "roofline":
         assert {"int8 peak, 1,600", "float32 peak, 200"} <= texts
-
-
-def test_a_machine_without_an_int8_gemm_has_one_roof_less(rows):
-    rows = rows[~rows["method"].isin([INT8_PEAK, "int8_product"])]
-    assert measured_roofs(rows).int8_gmacs is None
-    texts = {text.get_text() for text in draw_figure("roofline", rows).axes[0].texts}
-    assert not any(text.startswith("int8 peak") for text in texts)
+        rows = rows[~rows["method"].isin([INT8_PEAK, "int8_product"])]
+        assert measured_roofs(rows).int8_gmacs is None
+        texts = {text.get_text() for text in draw_figure("roofline", rows).axes[0].texts}
+        assert not any(text.startswith("int8 peak") for text in texts)
 
 
 def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
@@ -240,24 +237,24 @@ def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
     rows.loc[rows["method"] == INT8_PEAK, ["state", "seconds"]] = ["not available", None]
     magnitudes = pd.DataFrame([row(UINT8_PEAK, (1024,) * 3, 1024**3 / INT8_RATE, "roof")])
     roofs = measured_roofs(pd.concat([rows, magnitudes], ignore_index=True).convert_dtypes())
-    assert roofs.peak_gmacs("one_sided_product") * 1e9 == pytest.approx(INT8_RATE)
-    assert roofs.peak_gmacs("positive_matrix_product") * 1e9 == pytest.approx(INT8_RATE)
-    assert roofs.peak_gmacs(FLOAT32_LAYER) * 1e9 == pytest.approx(FLOAT32_RATE)
+    names = ("one_sided_product", "positive_matrix_product", FLOAT32_LAYER)
+    peaks = [1e9 * roofs.peak_gmacs(name) for name in names]
+    assert peaks == pytest.approx([INT8_RATE, INT8_RATE, FLOAT32_RATE])
     assert measured_roofs(rows).peak_gmacs("one_sided_product") * 1e9 == pytest.approx(FLOAT32_RATE)
 
 
 def test_a_methods_roof_is_the_peak_of_what_multiplies_in_it(rows):
     """PyTorch's int8 loop and an element-wise form have no peak, and no share of one is said."""
     engines = {FLOAT32_LAYER: "float32", "int8_product": "loop", "two_sided": "float32"}
-    rows = pd.concat([rows, rows[rows["method"] == FLOAT32_LAYER].assign(method="two_sided")])
-    rows = pd.concat([rows, rows[rows["method"] == FLOAT32_LAYER].assign(method="by hand")])
+    layer = rows[rows["method"] == FLOAT32_LAYER]
+    rows = pd.concat([rows, *(layer.assign(method=name) for name in ("two_sided", "by hand"))])
     rows = rows.assign(engine=rows["method"].map(engines)).convert_dtypes()
     roofs = measured_roofs(rows)
     peaks = [roofs.peak_gmacs(name) for name in (*engines, "by hand")]
     assert peaks == [roofs.float32_gmacs, None, roofs.float32_gmacs, None]
     table = rates(rows).set_index("method")
-    assert table.loc[["int8_product", "by hand"], "compute_s"].isna().all()
-    assert "compute" not in set(table.loc[["int8_product", "by hand"], "bound"])
+    without = table.loc[["int8_product", "by hand"]]
+    assert without["compute_s"].isna().all() and "compute" not in set(without["bound"])
     two_gemms = rates(rows.replace({"method": {"two_sided": "positive_matrix_product"}}))
     two_gemms = two_gemms.set_index("method").loc["positive_matrix_product", "compute_s"]
     assert two_gemms.to_numpy() == pytest.approx(2 * table.loc["two_sided", "compute_s"].to_numpy())

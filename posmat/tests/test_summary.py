@@ -168,19 +168,22 @@ def test_warnings():
     assert summarize(rows_of({"a": steady}, cpu_s=0.96), "a").loc["a", "disturbed"] == 0
 
 
-def test_a_claim_stands_only_beyond_the_noise_floor():
-    def table(method, control):
-        runs = [
-            rows_of({"a": [1.0] * 3, "b": [b] * 3, "a" + AGAIN: [c] * 3}, run)
-            for run, (b, c) in enumerate(zip(method, control, strict=True))
-        ]
-        return summarize(pd.concat(runs))
+STANDING = [  # the ratios of two runs, and those of their controls
+    ((1.3, 1.4), (0.95, 1.05), True),
+    ((1.04, 1.4), (0.95, 1.05), False),
+    ((0.9, 1.4), (1.0, 1.0), False),
+    ((0.5, 0.6), (0.9, 1.1), True),
+]
 
-    assert stands(table([1.3, 1.4], [0.95, 1.05]), "b")
-    assert not stands(table([1.04, 1.4], [0.95, 1.05]), "b")
-    assert not stands(table([0.9, 1.4], [1.0, 1.0]), "b")
-    assert stands(table([0.5, 0.6], [0.9, 1.1]), "b")
-    assert "not told apart" in tell_ratio(table([1.04, 1.4], [0.95, 1.05]), "b")
+
+@pytest.mark.parametrize(("method", "control", "told"), STANDING)
+def test_a_claim_stands_only_beyond_the_noise_floor(method, control, told):
+    runs = [
+        rows_of({"a": [1.0] * 3, "b": [b] * 3, "a" + AGAIN: [again] * 3}, run)
+        for run, (b, again) in enumerate(zip(method, control, strict=True))
+    ]
+    table = summarize(pd.concat(runs))
+    assert stands(table, "b") == told == ("not told apart" not in tell_ratio(table, "b"))
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0, -1.0, float("nan")])
