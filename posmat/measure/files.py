@@ -3,12 +3,11 @@
 Everything that one run leaves has one stem, the notebook's name and, where parameters differ from
 the defaults, what differs:
 
-    <stem>.csv            rows, one per timed block        -> data/<machine>/<device>/
-    <stem>.<what>.csv     tidy rows of another kind        -> data/<machine>/<device>/
-    <stem>.json           provenance                       -> data/<machine>/<device>/
-    <stem>.table.csv      the summary                      -> reports/<machine>/<device>/
-    <stem>.ipynb .html    the executed notebook            -> reports/<machine>/<device>/
-    <figure>.svg .pdf .png                                 -> reports/figures/
+    <stem>.csv .json      rows, one per timed block, and provenance -> data/<machine>/<device>/
+    <stem>.<what>.csv     tidy rows of another kind                 -> data/<machine>/<device>/
+    <stem>.table.csv      the summary                               -> reports/<machine>/<device>/
+    <stem>.ipynb .html    the executed notebook                     -> reports/<machine>/<device>/
+    <figure>.svg .pdf .png                                          -> reports/figures/
 
 Files are written into a scratch folder of the same disk and then moved into their places, so that
 none is ever half-written, whatever is killed when. Needs no torch.
@@ -19,8 +18,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,8 +75,6 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
     """Make data/<machine>/ a host's, or refuse it when another host has filled it.
 
     Args:
-        root: the project's folder.
-        machine: the name that a person gave.
         host: the `host_identity` and `processor` of the host; this one by default.
 
     Raises:
@@ -85,34 +82,26 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
     """
     folder = make_folder(root / "data" / machine)
     mark = folder / "host.json"
-    own = {"host_identity": host["host_identity"] if host else host_identity()}
-    if mark.exists():
-        found = _read_mark(mark)
-        if found.get("host_identity") != own["host_identity"]:
-            raise RecordError(
-                f"{folder} belongs to another host ({found.get('processor', 'not named')}, "
-                f"identity {found.get('host_identity')}; the one that asks is "
-                f"{own['host_identity']}): give it a name of its own with --machine NAME, or "
-                "remove the folder."
-            )
+    own = host["host_identity"] if host else host_identity()
+    if not mark.exists():
+        facts = {"host_identity": own, "processor": (host or describe_host())["processor"]}
+        with scratch_folder(root / SCRATCH) as scratch:
+            (scratch / mark.name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            promote(scratch, lambda _: folder)
         return
-    own["processor"] = (host or describe_host())["processor"]
-    with scratch_folder(root / SCRATCH) as scratch:
-        (scratch / mark.name).write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        promote(scratch, lambda _: folder)
-
-
-def _read_mark(mark: Path) -> dict:
     try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as error:
+        found = dict(json.loads(mark.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError) as error:
         raise RecordError(
             f"{mark}, which says whose the folder is, cannot be read ({error}): remove it if the "
             "folder is this host's."
         ) from None
-    return found
+    if found.get("host_identity") != own:
+        raise RecordError(
+            f"{folder} belongs to another host ({found.get('processor', 'not named')}, "
+            f"identity {found.get('host_identity')}; the one that asks is {own}): give it a name "
+            "of its own with --machine NAME, or remove the folder."
+        )
 
 
 def make_folder(folder: Path) -> Path:
@@ -146,14 +135,13 @@ def scratch_folder(parent: Path):
         process = left.name.removeprefix(own).partition("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)
+    prefix = f"{own}{os.getpid()}-"
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f"{own}{os.getpid()}-", dir=parent))
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise RecordError(f"{parent} cannot be written to ({error.strerror}).") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder as name:
+        yield Path(name)
 
 
 @contextmanager
@@ -207,7 +195,7 @@ def is_read_by(own: str, machine: str) -> bool:
 def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     """The rows of every notebook of every machine, published and own, with their `stem`.
 
-    A user's own rows are for that user (see `is_read_by`), and what was made of rows is left out.
+    What was made of rows is left out.
 
     Raises:
         RecordError: there is not one row, or a file cannot be read.
@@ -227,38 +215,33 @@ def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     return pd.concat(frames, ignore_index=True).convert_dtypes()
 
 
-def promote(folder: Path, place) -> Path:
+def promote(folder: Path, place: Callable[[str], Path]) -> None:
     """Move every file of a folder to the folder that `place(name)` gives, each at one stroke.
 
     Nothing is moved before everything lies on the disk of its place, so that a disk that runs full
     changes nothing. Rows go first and the provenance last: where a kill comes between two moves,
-    the provenance does not fit the rows, and the run does not pass for a finished one. Returns the
-    last folder written to.
+    the provenance does not fit the rows, and the run does not pass for a finished one.
 
     Raises:
         RecordError: a folder cannot be made, or the files cannot be written.
     """
     moves = []
-    try:
-        for source in sorted((path for path in folder.iterdir() if path.is_file()), key=_order):
-            target = make_folder(place(source.name)) / source.name
-            waiting = source
-            if source.stat().st_dev != target.parent.stat().st_dev:  # a rename stays on one disk
-                waiting = target.with_name(f".{os.getpid()}-{target.name}")
-                shutil.copyfile(source, waiting)
-            moves.append((waiting, target))
-        for waiting, target in moves:
-            os.replace(waiting, target)
-    except OSError as error:
-        raise RecordError(
-            f"the results cannot be written ({error.strerror}: {error.filename}): "
-            "what was there before is untouched."
-        ) from None
-    finally:
-        for waiting, target in moves:
-            if waiting.parent == target.parent:
-                waiting.unlink(missing_ok=True)
-    return moves[-1][1].parent
+    with ExitStack() as copies:
+        try:
+            for source in sorted(filter(Path.is_file, folder.iterdir()), key=_order):
+                waiting, target = source, make_folder(place(source.name)) / source.name
+                if source.stat().st_dev != target.parent.stat().st_dev:  # a rename stays on a disk
+                    waiting = target.with_name(f".{os.getpid()}-{target.name}")
+                    copies.callback(waiting.unlink, missing_ok=True)
+                    shutil.copyfile(source, waiting)
+                moves.append((waiting, target))
+            for waiting, target in moves:
+                os.replace(waiting, target)
+        except OSError as error:
+            raise RecordError(
+                f"the results cannot be written ({error.strerror}: {error.filename}): "
+                "what was there before is untouched."
+            ) from None
 
 
 def _order(path: Path) -> tuple:

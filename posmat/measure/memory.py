@@ -1,17 +1,20 @@
 """Peak memory: what a method needs beside its operands.
 
-On a CPU it is the growth of the process's high-water mark. The mark never falls, so a large form
-would hide a small one that follows it: hence a fresh process for each. On CUDA it is the
-allocator's peak. `python -m posmat.measure.memory` is the process; `peak_memory` starts it.
+On a CPU it is the growth of the process's high-water mark, which never falls: a large form would
+hide a small one that follows it, hence a fresh process for each. On CUDA it is the allocator's
+peak. `python -m posmat.measure.memory` is the process; `peak_memory` starts it.
 """
 
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -38,23 +41,21 @@ def peak_memory(
 ) -> pd.DataFrame:
     """Measure how far each method's memory rises above its operands.
 
-    On a CPU each measurement is a process of its own. Under Linux one process loads PyTorch and
-    forks the others, which takes a tenth of the time. On CUDA one process measures all: the
-    allocator counts what tensors take, whatever was there before.
+    On a CPU each measurement is a process of its own: under Linux a fork of one that has loaded
+    PyTorch, which takes a tenth of the time. On CUDA one process measures all: the allocator
+    counts what tensors take, whatever was there before.
 
     Args:
         methods: a name and a function (x, w) -> y that can be imported, for each method.
         sizes: of the operands: one for all methods, or by a method's name those that it meets.
         dtype, seed: of the operands, as `random_operands` takes them.
         threads: of PyTorch; each may keep a buffer of its own.
-        tags: further columns with one value for all rows; `device` says where it is measured,
-            "cuda" on the current CUDA device.
+        tags: further columns with one value for all rows; `device` says where it is measured.
 
     Returns:
         One row per method and size: `peak_bytes` over the operands, and `operand_bytes`.
-        `peak_bytes` is blank where the system does not tell (a CPU under Windows; elsewhere where
-        the mark cannot be reset and the method stays below what the imports needed), and the
-        state says so.
+        `peak_bytes` is blank, and the state says so, where the system does not tell: under Windows,
+        and where the mark cannot be reset and the method stays below what the imports needed.
 
     Raises:
         ValueError: the device is not there.
@@ -69,28 +70,25 @@ def peak_memory(
         wanted.sort(key=lambda one: tuple(vars(one[1]).values()))  # operands are drawn once
         if device.index is None:  # a fresh process would begin at cuda:0
             device = torch.device("cuda", torch.cuda.current_device())
-    together = device.type == "cuda" or sys.platform == "linux"
     orders = [
         [methods[name], *vars(size).values(), kind, seed, str(device), threads]
         for name, size in wanted
     ]
-    found: list[dict] = []
-    for batch in [orders] if together else [[order] for order in orders]:
-        done = subprocess.run(
-            [sys.executable, "-m", "posmat.measure.memory"],
-            check=False,
-            env={**os.environ, **GIVE_BACK},
-            input=pickle.dumps(batch),
-            capture_output=True,
+    done = subprocess.run(
+        [sys.executable, "-m", "posmat.measure.memory"],
+        check=False,
+        env={**os.environ, **GIVE_BACK},
+        input=pickle.dumps(orders),
+        capture_output=True,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode:
+        last = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]
+        name, size = wanted[len(found)]
+        raise RuntimeError(
+            f"measuring the memory of {name} at {size} ended with exit code "
+            f"{done.returncode} ({last}): is there memory enough?"
         )
-        found += map(json.loads, done.stdout.splitlines())
-        if done.returncode:
-            last = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]
-            name, size = wanted[len(found)]
-            raise RuntimeError(
-                f"measuring the memory of {name} at {size} ended with exit code "
-                f"{done.returncode} ({last}): is there memory enough?"
-            )
     rows = [
         {"method": name, **facts, **tags, "dtype": kind, "threads": threads, **vars(size)}
         for (name, size), facts in zip(wanted, found, strict=True)
@@ -101,29 +99,24 @@ def peak_memory(
 def _measure_all(orders: list[list]) -> int:
     """Carry out the orders and print what is found, until one fails.
 
-    On a CPU under Linux each in a forked child: no operation of PyTorch has run in this process, so
-    there is no thread that a fork would lose.
+    On a CPU each in a child: under Linux a fork, since no operation of PyTorch has run in this
+    process and there is no thread that a fork would lose.
     """
+    children = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for order in orders:
-        device = order[-2]
-        if device != "cpu" or sys.platform != "linux":
-            print(json.dumps(_measure(*order)), flush=True)
+        if order[-2] != "cpu":
+            _tell(*order)
             continue
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                print(json.dumps(_measure(*order)), flush=True)
-                status = 0
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        if status:
+        child = children.Process(target=_tell, args=order)
+        child.start()
+        child.join()
+        if child.exitcode:
             return 1
     return 0
+
+
+def _tell(*order: object) -> None:
+    print(json.dumps(_measure(*order)), flush=True)
 
 
 # On CUDA one process measures many methods, and to draw operands takes longer than they do.
@@ -132,7 +125,7 @@ _operands = lru_cache(maxsize=1)(random_operands)
 
 def _measure(
     method: Callable, M: int, N: int, K: int, kind: str, seed: int, device: str, threads: int
-):
+) -> dict:
     """Run one method once at full size, after a small call that loads what it needs."""
     torch.set_num_threads(threads)
     make_current(torch.device(device))
@@ -140,36 +133,30 @@ def _measure(
     method(*random_operands(ProblemSize(2, 2, 2), dtype, device))
     release_scratch()  # what the proof of a method has used
     x, w = _operands(ProblemSize(M, N, K), dtype, device, seed)
-    operand_bytes = x.nbytes + w.nbytes
-    facts = {"operand_bytes": operand_bytes}
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         method(x, w)
         torch.cuda.synchronize()
-        return facts | {
-            "state": "measured",
-            "peak_bytes": torch.cuda.max_memory_allocated() - before,
-        }
-    is_reset = _reset_high_water_mark()
-    in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
-    if mark is None:
-        return facts | {"state": "not available", "peak_bytes": None}
-    method(x, w)
-    after = _high_water_mark()
-    if is_reset:
-        return facts | {"state": "measured", "peak_bytes": after - mark}
-    if after == mark:  # what the imports once needed hides all of the method's memory
-        return facts | {"state": "not available", "peak_bytes": None}
-    return facts | {"state": "measured", "peak_bytes": after - in_use}
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        is_reset = _reset_high_water_mark()
+        in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
+        method(x, w)
+        after, peak = _high_water_mark(), None
+        if is_reset:
+            peak = after - mark
+        elif after != mark:  # else what the imports once needed hides all of the method's memory
+            peak = after - in_use
+    state = "not available" if peak is None else "measured"
+    return {"operand_bytes": x.nbytes + w.nbytes, "state": state, "peak_bytes": peak}
 
 
 def _reset_high_water_mark() -> bool:
     """Bring the mark down to what is in use now, where the system lets us: did it?"""
     try:
-        with open(_CLEAR_REFS, "w", encoding="utf-8") as file:
-            file.write("5")  # proc(5): resets the peak resident set size
+        Path(_CLEAR_REFS).write_text("5", encoding="utf-8")  # proc(5): resets the peak
     except OSError:  # there is none on macOS, and some containers refuse it
         return False
     return True
@@ -177,13 +164,10 @@ def _reset_high_water_mark() -> bool:
 
 def _high_water_mark() -> int | None:
     """The largest resident size of this process so far in bytes, or None where none is kept."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2]
+        if status:
+            return int(status.split()[0]) * 1024
     if os.name == "nt":
         return None
     import resource

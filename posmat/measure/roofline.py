@@ -2,12 +2,11 @@
 
 A roofline says how fast a product can be at the best: as fast as the processor multiplies, or as
 fast as memory brings the operands, whichever is slower. Both are measured in the same run, as rows
-with the axis "roof": the methods "int8 peak", "uint8 peak" and "float32 peak" are large GEMMs,
-"copy" copies `bytes` of memory. Of these the fastest block counts: a roof is the best that a
-machine gives. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also where int8 by
-int8 is not. Rows with the axis "least" are products of one number by one: what a call costs before
-it computes anything. The column `engine` says what multiplies, and so which peak is a method's
-roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which has none.
+with the axis "roof": the "peak" methods are large GEMMs, "copy" copies `bytes` of memory. Of these
+the fastest block counts. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also
+where int8 by int8 is not. Rows with the axis "least" are products of one number by one: what a call
+costs before it computes anything. The column `engine` says what multiplies, and so which peak is a
+method's roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which has none.
 """
 
 import numpy as np
@@ -18,9 +17,9 @@ from posmat.measure.summary import is_control
 SIZES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
 INT8_PEAK, UINT8_PEAK, FLOAT32_PEAK, COPY = "int8 peak", "uint8 peak", "float32 peak", "copy"
 FLOAT32_LAYER = "float32 layer"
-GEMMS = {"one_sided_product": 2, "positive_matrix_product": 2}  # of bytes; where it is not 1
+_TWO_GEMMS = ("one_sided_product", "positive_matrix_product")  # of bytes
 # By these, in rows that do not say it, an engine is int8 where the rows have such a peak.
-_BY_BYTES = ("int8_product", "one_sided_product", "positive_matrix_product")
+_BY_BYTES = ("int8_product", *_TWO_GEMMS)
 LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
 
 
@@ -40,25 +39,25 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
         (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
-        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the limit that asks for most: launch,
-        memory or compute; none, where all of them leave over nine tenths of the time unexplained)
-        and `share`, what that limit explains of the time. `compute_s` counts every GEMM of a method
+        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the one that asks for most: launch,
+        memory or compute; none, where it leaves over nine tenths of the time unexplained) and
+        `share`, what it explains of the time. `compute_s` counts every GEMM of a method
         (`Roofs.gemms`), and is blank where its engine has no peak.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
     keys = ["method", "axis", *SIZES.values(), "bytes"]
     table = timed.groupby(keys, sort=False)["seconds"].median().astype(float).reset_index()
+    roofs = measured_roofs(rows)
+    method, moved = table["method"], table["bytes"].astype(float)
     work = table[list(SIZES.values())].astype(float).prod(axis=1)
     table["work"] = work
     table["gmacs"] = work / table["seconds"] / 1e9
-    table["intensity"] = 2 * work / table["bytes"].astype(float)
-    roofs = measured_roofs(rows)
-    table["launch_s"] = table["method"].map(roofs.launch_s).astype(float)
-    table["memory_s"] = [float(n) / roofs.bandwidth(float(n)) for n in table["bytes"]]
-    gemms = table["method"].map(roofs.gemms)
-    peak = pd.to_numeric(table["method"].map(roofs.peak_gmacs))
-    table["compute_s"] = gemms * work / peak / 1e9
+    table["intensity"] = 2 * work / moved
+    table["launch_s"] = method.map(roofs.launch_s).astype(float)
+    table["memory_s"] = moved / moved.map(roofs.bandwidth)
+    peak = pd.to_numeric(method.map(roofs.peak_gmacs))
+    table["compute_s"] = method.map(roofs.gemms) * work / peak / 1e9
     limits = table[["launch_s", "memory_s", "compute_s"]]
     table["share"] = limits.max(axis=1) / table["seconds"]
     bound = limits.idxmax(axis=1).str.removesuffix("_s")
@@ -84,12 +83,11 @@ class Roofs:
         self.float32_gmacs = _best_rate(roof[roof["method"] == FLOAT32_PEAK])
         peaks = {"int8": self.int8_gmacs, "float32": self.float32_gmacs}
         self.peaks = {engine: rate for engine, rate in peaks.items() if rate is not None}
-        by_bytes = "int8" if self.int8_gmacs else "float32"
-        self.engines = dict.fromkeys(_BY_BYTES, by_bytes) | {FLOAT32_LAYER: "float32"}
         if "engine" in rows:
-            self.engines = (
-                rows.dropna(subset="engine").groupby("method")["engine"].first().to_dict()
-            )
+            self.engines = rows.dropna(subset="engine").groupby("method")["engine"].first()
+        else:
+            by_bytes = "int8" if self.int8_gmacs else "float32"
+            self.engines = dict.fromkeys(_BY_BYTES, by_bytes) | {FLOAT32_LAYER: "float32"}
         copy = roof[roof["method"] == COPY]
         seconds = copy.groupby("bytes")["seconds"].min().astype(float).sort_index()
         self.copies = [(float(n), float(n) / s) for n, s in seconds.items()]
@@ -105,8 +103,9 @@ class Roofs:
 
         CUDA's int8 GEMM takes no bytes without a sign: each such byte becomes two int8 numbers.
         """
-        twice = self.on_cuda and method in GEMMS and self.engines.get(method) == "int8"
-        return GEMMS.get(method, 1) * (2 if twice else 1)
+        gemms = 2 if method in _TWO_GEMMS else 1
+        twice = self.on_cuda and gemms == 2 and self.engines.get(method) == "int8"
+        return 2 * gemms if twice else gemms
 
     def bandwidth(self, moved: float) -> float:
         """Bytes per second of a copy that moves as much: a small one stays in a cache."""
@@ -114,11 +113,7 @@ class Roofs:
 
 
 def measured_roofs(rows: pd.DataFrame) -> Roofs:
-    """The roofs among rows.
-
-    Raises:
-        ValueError: there is no large float32 GEMM or no copy among them.
-    """
+    """The roofs among rows, or a ValueError where there is no large float32 GEMM or no copy."""
     roofs = Roofs(rows)
     if roofs.float32_gmacs is None or not roofs.copies:
         raise ValueError(
@@ -135,31 +130,21 @@ def along(table: pd.DataFrame, axis: str) -> pd.DataFrame:
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
     """How the time of each method grows along each axis: as the size to the power of what?
 
-    Args:
-        table: what `rates` gave.
-
     Returns:
-        By method and axis: `exponent`, the slope of log time over log size by least squares; its
-        spread, `low` and `high`, the smallest and largest slope between neighbours; `last`, the
-        slope between the two largest sizes; and `decades`, how far the sizes reach. Blank where
-        there is one size only.
+        By method and axis: `exponent`, the slope of log time over log size by least squares; `low`
+        and `high`, the smallest and largest slope between neighbours; `last`, that between the two
+        largest sizes; and `decades`, how far the sizes reach. Blank where there is one size only.
     """
     lines = []
     for method in table["method"].unique():
-        for axis in SIZES:
+        for axis, name in SIZES.items():
             own = along(table[table["method"] == method], axis)
-            size = np.log10(own[SIZES[axis]].astype(float).to_numpy())
-            seconds = np.log10(own["seconds"].to_numpy())
+            size, seconds = np.log10(own[[name, "seconds"]].astype(float).to_numpy()).T
             line = {"method": method, "axis": axis, "sizes": len(own)}
             if len(own) > 1:
                 slopes = np.diff(seconds) / np.diff(size)
-                line |= {
-                    "decades": size[-1] - size[0],
-                    "exponent": float(np.polyfit(size, seconds, 1)[0]),
-                    "low": slopes.min(),
-                    "high": slopes.max(),
-                    "last": slopes[-1],
-                }
+                line |= {"decades": size[-1] - size[0], "exponent": np.polyfit(size, seconds, 1)[0]}
+                line |= {"low": slopes.min(), "high": slopes.max(), "last": slopes[-1]}
             lines.append(line)
     columns = ["method", "axis", "sizes", "decades", "exponent", "low", "high", "last"]
     return pd.DataFrame(lines, columns=columns).set_index(["method", "axis"])
@@ -168,30 +153,22 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
 def turning_points(table: pd.DataFrame) -> pd.DataFrame:
     """What limits each method along each axis, in words, from the smallest size to the largest.
 
-    Args:
-        table: what `rates` gave.
-
     Returns:
         A frame by method with a column for each axis: "launch to 4, memory to 16, compute".
     """
-    words = {}
+    lines = {}
     for method in table["method"].unique():
-        for axis in SIZES:
+        lines[method] = {}
+        for axis, name in SIZES.items():
             own = along(table[table["method"] == method], axis)
-            lengths, bounds = own[SIZES[axis]].tolist(), own["bound"].tolist()
-            ends = [i for i in range(len(bounds)) if bounds[i : i + 1] != bounds[i + 1 : i + 2]]
-            parts = [
-                bounds[i] if i == len(bounds) - 1 else f"{bounds[i]} to {lengths[i]:,}"
-                for i in ends
-            ]
-            words[method, axis] = ", ".join(parts)
-    frame = pd.Series(words).unstack()
-    return frame.reindex(index=list(table["method"].unique()), columns=list(SIZES))
+            ends = own[own["bound"] != own["bound"].shift(-1)]
+            words = [f"{one['bound']} to {one[name]:,}" for _, one in ends.iloc[:-1].iterrows()]
+            lines[method][axis] = ", ".join([*words, *ends["bound"].iloc[-1:]])
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def _best_rate(rows: pd.DataFrame) -> float | None:
     """The best rate over the sizes, in 10⁹ multiply-accumulates per second."""
-    if rows.empty:
-        return None
     best = rows.groupby(list(SIZES.values()))["seconds"].min().astype(float)
-    return max(float(np.prod(size)) / seconds / 1e9 for size, seconds in best.items())
+    rates_of_sizes = (float(np.prod(size)) / seconds / 1e9 for size, seconds in best.items())
+    return max(rates_of_sizes, default=None)

@@ -1,7 +1,6 @@
 """A run: a notebook begins it and keeps its results, with a provenance. Needs no torch."""
 
 import ast
-import hashlib
 import io
 import json
 import os
@@ -16,9 +15,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from posmat.machine import (
+    describe_device,
+    describe_environment,
     describe_host,
     describe_libraries,
+    gpu_uuid,
+    make_current,
     read_gpu,
+    require_device,
     slow_clock_warnings,
 )
 from posmat.measure.files import (
@@ -55,19 +59,16 @@ class Run:
     tags: dict  # columns that every row of this run carries
     device: object  # the torch.device that it measures on, None where it reads rows only
     output_dir: Path | None  # None: the project's folders
-    facts: dict = field(default_factory=dict)
+    facts: dict  # what the provenance says of host, libraries and device
     started: float = field(default_factory=time.time)
 
     def pool(self, rows: "pd.DataFrame", what: str = "") -> "pd.DataFrame":
-        """Put the rows of earlier runs before these, where the driver repeats a notebook.
+        """Put the rows of earlier fresh kernels before these, where `--runs` asks for several.
 
-        With `--runs N` a notebook runs in N fresh kernels; the table, the chart and the sentences
-        of the last one then speak of all of them.
+        The table, the chart and the sentences of the last one then speak of all of them.
         """
-        if self.tags["run"] == 0 or self.output_dir is None:
-            return rows
-        earlier = self.output_dir / self._file(what)
-        if not earlier.exists():
+        earlier = self._earlier(self._file(what))
+        if earlier is None:
             return rows
         import pandas as pd
 
@@ -93,49 +94,51 @@ class Run:
             The folder that holds the rows.
 
         Raises:
-            RecordError: a folder cannot be made, or belongs to another host.
+            RecordError: a folder cannot be made, or the files cannot be written.
         """
-        machine, device = self.tags["machine"], self.tags["device"]
-        root = project_root()
-        one_folder = self.output_dir or (None if root else Path.cwd() / "posmat-output")
-        with scratch_folder(one_folder or root / SCRATCH) as folder:
-            rows.to_csv(folder / self._file(), index=False)
-            digest = rows_hash(folder / self._file())
-            digests = {}
-            for what, frame in (frames or {}).items():
+        root, machine, device = project_root(), self.tags["machine"], self.tags["device"]
+        own = self.output_dir or (None if root else Path.cwd() / "posmat-output")
+
+        def place(file: str) -> Path:
+            return own or folder_of(root, file, machine, device)
+
+        tidy = {"": rows} | dict(frames or {})
+        with scratch_folder(own or root / SCRATCH) as folder:
+            for what, frame in tidy.items():
                 frame.to_csv(folder / self._file(what), index=False)
-                digests[what] = rows_hash(folder / self._file(what))
+            digests = {what: rows_hash(folder / self._file(what)) for what in tidy}
+            known = {"rows": len(rows), "rows_sha256": digests.pop(""), "frames_sha256": digests}
             if table is not None:
                 table.to_csv(folder / f"{self.stem}{TABLE}")
+            # What tells this run's figures from another's: the variant, the machine, the device.
+            suffix = f"{self.stem.removeprefix(self.notebook)}-{machine}-{device}"
             for name, figure in (figures or {}).items():
-                figure.keep(name, folder, self.stem, self._suffix())
-            known = {"rows": len(rows), "rows_sha256": digest, "frames_sha256": digests}
-            self._write_provenance(folder / f"{self.stem}.json", known)
-            if one_folder:
-                return promote(folder, lambda _: one_folder)
-            claim_machine(root, machine)
-            promote(folder, lambda file: folder_of(root, file, machine, device))
-            return folder_of(root, self._file(), machine, device)
+                figure.keep(name, folder, self.stem, suffix)
+            text = json.dumps(self._provenance(known), indent=2, ensure_ascii=False)
+            (folder / f"{self.stem}.json").write_text(text + "\n", encoding="utf-8")
+            promote(folder, place)
+        return place(self._file())
 
     def _file(self, what: str = "") -> str:
         return f"{self.stem}.{what}.csv" if what else f"{self.stem}.csv"
 
-    def _suffix(self) -> str:
-        """What tells this run's figures from another's: the variant, the machine, the device."""
-        changed = self.stem.removeprefix(self.notebook)
-        return f"{changed}-{self.tags['machine']}-{self.tags['device']}"
+    def _earlier(self, file: str) -> Path | None:
+        """A file that the earlier fresh kernels of this run left, where there were any."""
+        path = self.output_dir and self.output_dir / file
+        return path if self.tags["run"] > 0 and path and path.exists() else None
 
-    def _write_provenance(self, path: Path, known: dict) -> None:
-        earlier = self._earlier_provenance()
-        own = {
+    def _provenance(self, known: dict) -> dict:
+        path = self._earlier(f"{self.stem}.json")
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        kernel = {
             "run": self.tags["run"],
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "duration_s": round(time.time() - self.started, 1),
             "load_1min": self.facts["host"]["load_1min"],
         }
-        kernels = [*earlier.get("kernels", []), own]
+        kernels = [*earlier.get("kernels", []), kernel]
         gpu, warnings = self._after_measuring()
-        facts = {
+        return {
             "notebook": self.notebook,
             "machine": self.tags["machine"],
             "parameters": self.parameters,
@@ -149,15 +152,6 @@ class Run:
             **gpu,
             "warnings": [*earlier.get("warnings", []), *warnings],
         }
-        text = json.dumps(facts, indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-
-    def _earlier_provenance(self) -> dict:
-        """What the earlier fresh kernels of this run left, as `pool` takes their rows."""
-        path = self.output_dir and self.output_dir / f"{self.stem}.json"
-        if self.tags["run"] == 0 or not path or not path.exists():
-            return {}
-        return json.loads(path.read_text(encoding="utf-8"))
 
     def _after_measuring(self) -> tuple[dict, list[str]]:
         """The fact `gpu_after` and a warning where the SM clock fell too low, on CUDA only.
@@ -167,8 +161,7 @@ class Run:
         """
         if getattr(self.device, "type", "") != "cuda":
             return {}, []
-        from posmat.machine import gpu_uuid
-        from posmat.measure.timing import GPU_STATES
+        from posmat.measure.timing import GPU_STATES  # imports torch
 
         after = GPU_STATES[-1] if GPU_STATES else read_gpu(gpu_uuid(self.device))
         return {"gpu_after": after}, slow_clock_warnings(GPU_STATES, self.tags["run"])
@@ -179,8 +172,7 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
 
     Args:
         notebook: the notebook's name, without .ipynb.
-        device: the device it measures on, or None for a notebook that reads rows only; the host
-            and the device are described at the start, before the measuring loads them. A CUDA
+        device: the device it measures on, or None for a notebook that reads rows only. A CUDA
             device with an index becomes the current one, which clocks and controls go by.
         namespace: the notebook's `globals()`; the values of its parameters are read from there.
         output_dir: one folder for all files, or '' for the project's `local` folders.
@@ -190,47 +182,31 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
         RecordError: the folder cannot be made, or belongs to another host; or the notebook has a
             parameter that is no typed literal.
     """
-    job = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    started, job = time.time(), json.loads(os.environ.get(JOB_VARIABLE, "{}"))
     machine = job.get("machine", LOCAL)
     root = project_root()
-    defaults = {}
-    if root is not None and (root / "notebooks" / f"{notebook}.ipynb").exists():
-        declared = read_parameters(root / "notebooks" / f"{notebook}.ipynb")
-        defaults = {name: parameter.default for name, parameter in declared.items()}
+    source = root and root / "notebooks" / f"{notebook}.ipynb"
+    declared = read_parameters(source) if source and source.exists() else {}
+    defaults = {name: parameter.default for name, parameter in declared.items()}
     parameters = {name: namespace[name] for name in defaults if name in namespace}
     parameters |= {"device": str(device)} if "device" in parameters else {}
     # The driver's staging folder is no parameter: a report would carry the path of one machine.
     output_dir = output_dir or job.get("output_dir", "")
     folder = make_folder(Path(output_dir).expanduser().resolve()) if output_dir else None
-    if folder is None and root is not None:
+    if root and not folder:
         claim_machine(root, machine)
     tags = {"run": job.get("run", 0), "notebook": notebook, "machine": machine}
-    run = Run(
-        notebook=notebook,
-        stem=job.get("stem", notebook + variant(parameters, defaults)),
-        parameters=parameters,
-        tags=tags | {"device": ALL_DEVICES},
-        device=None,
-        output_dir=folder,
-        facts={"host": describe_host(), "libraries": describe_libraries()},
-    )
+    tags["device"] = ALL_DEVICES
+    facts = {"host": describe_host(), "libraries": describe_libraries()}
     if device is not None:
-        # Imports torch, which a notebook that reads rows does without.
-        from posmat.machine import (
-            describe_device,
-            describe_environment,
-            gpu_uuid,
-            make_current,
-            require_device,
-        )
-
-        run.device = require_device(device)
-        make_current(run.device)
-        run.tags |= describe_environment(device)
-        run.facts["device"] = describe_device(device)
-        if run.device.type == "cuda":
-            run.facts["gpu_before"] = read_gpu(gpu_uuid(run.device))
-    return run
+        device = require_device(device)
+        make_current(device)
+        tags |= describe_environment(device)
+        facts["device"] = describe_device(device)
+        if device.type == "cuda":
+            facts["gpu_before"] = read_gpu(gpu_uuid(device))
+    stem = job.get("stem", notebook + variant(parameters, defaults))
+    return Run(notebook, stem, parameters, tags, device, folder, facts, started)
 
 
 @dataclass(frozen=True)
@@ -264,22 +240,21 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
     said = {one.start[0]: one.string[1:].strip() for one in tokens if one.type == tokenize.COMMENT}
     declared = {}
     for line in body:
-        if not isinstance(line, ast.Assign | ast.AnnAssign) or line.value is None:
-            continue
-        annotated = isinstance(line, ast.AnnAssign)
-        targets = [line.target] if annotated else line.targets
-        if len(targets) > 1 or not isinstance(targets[0], ast.Name):
-            continue
-        name = targets[0].id
-        kind = ast.unparse(line.annotation).strip("'") if annotated else None
+        match line:
+            case ast.AnnAssign(ast.Name(name), annotation, ast.expr() as written):
+                kind = ast.unparse(annotation).strip("'")
+            case ast.Assign([ast.Name(name)], written):
+                kind = None
+            case _:
+                continue
         try:
-            value = ast.literal_eval(line.value)
+            value = ast.literal_eval(written)
         except (ValueError, TypeError):
             value = None
         if type(value) is not PARAMETER_TYPES.get(kind):
             raise RecordError(
                 f"{notebook.stem} has the parameter '{name}: {kind} = "
-                f"{ast.unparse(line.value)}', which is no {', '.join(PARAMETER_TYPES)} with a "
+                f"{ast.unparse(written)}', which is no {', '.join(PARAMETER_TYPES)} with a "
                 "literal of that type: declare it so."
             )
         meaning = (said.get(number) for number in range(line.lineno, line.end_lineno + 1))
@@ -290,41 +265,30 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
 def describe_sources() -> dict:
     """The sources behind a run: git's commit, whether the tree was clean, and a hash per module."""
     package = Path(__file__).resolve().parents[1]
-    rooms = [package / room for room in ("layer", "multipliers", "network", "measure")]
-    modules = {
-        path.relative_to(package).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted([package / "machine.py", *(p for r in rooms for p in r.glob("*.py"))])
-    }
-    root = project_root()
+    rooms = ("machine.py", "layer/*.py", "multipliers/*.py", "network/*.py", "measure/*.py")
+    paths = sorted(path for room in rooms for path in package.glob(room))
+    modules = {path.relative_to(package).as_posix(): rows_hash(path)[:16] for path in paths}
     facts = {"modules": modules, "commit": None, "tree_clean": None}
+    root = project_root()
     if root is None:
         return facts
-    notebooks = root / "notebooks"
-    facts["notebooks"] = {
-        path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(notebooks.glob("*.ipynb"))
-    }
-    # What runs leave is no source: the first of several would make the tree unclean for the rest.
-    sources = ("--", ".", ":!data", ":!reports", ":!README.md")
-    commit, status = (
-        ask_git(root, "rev-parse", "HEAD"),
-        ask_git(root, "status", "--porcelain", *sources),
-    )
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    facts["notebooks"] = {path.stem: rows_hash(path)[:16] for path in notebooks}
+    commit = ask_git(root, "rev-parse", "HEAD")
     if commit:
+        # What runs leave is no source: the first of several would make the tree unclean for all.
+        sources = ("--", ".", ":!data", ":!reports", ":!README.md")
+        status = ask_git(root, "status", "--porcelain", *sources)
         facts |= {"commit": commit, "tree_clean": status == ""}
     return facts
 
 
 def ask_git(root: Path, *words: str) -> str | None:
     """What git says of a repository, or None where it fails or is not there."""
+    order = ["git", "-C", str(root), *words]
+    utf8 = {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words],
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        done = subprocess.run(order, check=False, capture_output=True, **utf8)
     except OSError:  # no git on this machine
         return None
     return done.stdout.strip() if done.returncode == 0 else None

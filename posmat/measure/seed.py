@@ -6,11 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from posmat.measure.files import RecordError, project_root
+from posmat.measure.roofline import SIZES
 from posmat.measure.summary import format_figures, stands, summarize
 
 THEN = "2020"
-
-_SIZES = ["batch_size", "out_features", "in_features"]
 
 
 def read_seed(path: Path | None = None) -> pd.DataFrame:
@@ -36,12 +35,12 @@ def then_and_now(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
         clock and milliseconds, the median of the blocks, with their quartiles, whether the clock
         waited for the device (`synchronised`), processor and torch; blank where 2020 says nothing.
     """
-    keys = ["notebook", "method", "dtype"]
+    keys, sizes = ["notebook", "method", "dtype"], list(SIZES.values())
     then = seed.assign(machine=THEN, where=THEN + ", " + seed["device"])
     timed = _default_runs(rows[rows["state"] == "timed"])
-    timed = timed.merge(seed[["section", *keys, *_SIZES]], on=[*keys, *_SIZES])
+    timed = timed.merge(seed[["section", *keys, *sizes]], on=[*keys, *sizes])
     if "synchronised" not in timed:
-        timed = timed.assign(synchronised=None)
+        timed["synchronised"] = None
     by = ["section", *keys, "machine", "device", "clock", "processor", "torch", "synchronised"]
     blocks = timed.groupby(by, sort=False, dropna=False)["seconds"]
     quartiles = {"milliseconds": 0.5, "q25_milliseconds": 0.25, "q75_milliseconds": 0.75}
@@ -65,24 +64,18 @@ def rankings(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
     """
     lines = []
     rows = _default_runs(rows[rows["clock"] == "host"])
+    same = ["notebook", "dtype", *SIZES.values()]
     for section, own in seed.groupby("section"):
-        stems = rows[
-            (rows["notebook"] == own["notebook"].iloc[0]) & (rows["dtype"] == own["dtype"].iloc[0])
-        ]
-        for one, other in combinations(own.to_dict("records"), 2):
-            fast, slow = sorted((one, other), key=lambda line: line["milliseconds"])
-            then = slow["milliseconds"] / fast["milliseconds"]
-            sound = "no" not in (fast["synchronised"], slow["synchronised"])
-            here = _at_the_sizes_of(stems, fast)
+        for pair in combinations(own.to_dict("records"), 2):
+            fast, slow = sorted(pair, key=lambda line: line["milliseconds"])
+            here = rows[(rows[same] == pd.Series(fast)[same]).all(axis=1)]
             for (machine, device), group in here.groupby(["machine", "device"], sort=False):
                 verdict, now = _verdict(group, fast["method"], slow["method"])
-                lines.append(
-                    {"section": section, "faster in 2020": fast["method"]}
-                    | {"slower": slow["method"], "ratio then": format_figures(then)}
-                    | {"sound then": sound, "machine": machine, "device": device}
-                    | {"same device": device == fast["device"] == slow["device"]}
-                    | {"ratio now": now, "verdict": verdict}
-                )
+                ratio = format_figures(slow["milliseconds"] / fast["milliseconds"])
+                sound = "no" not in (fast["synchronised"], slow["synchronised"])
+                of_a_kind = device == fast["device"] == slow["device"]
+                line = (section, fast["method"], slow["method"], ratio, sound, machine, device)
+                lines.append((*line, of_a_kind, now, verdict))
     columns = ["section", "faster in 2020", "slower", "ratio then", "sound then", "machine"]
     columns += ["device", "same device", "ratio now", "verdict"]
     return pd.DataFrame(lines, columns=columns).set_index("section")
@@ -96,15 +89,8 @@ def _default_runs(rows: pd.DataFrame) -> pd.DataFrame:
     if "stem" not in rows:
         return rows
     length = rows["stem"].str.len()
-    shortest = length.groupby(
-        [rows[name] for name in ("notebook", "dtype", "machine", "device")], dropna=False
-    ).transform("min")
-    return rows[length == shortest]
-
-
-def _at_the_sizes_of(rows: pd.DataFrame, line: dict) -> pd.DataFrame:
-    """The rows that were measured at the sizes of a line of the seed."""
-    return rows[(rows[_SIZES] == pd.Series({name: line[name] for name in _SIZES})).all(axis=1)]
+    of_one = [rows[name] for name in ("notebook", "dtype", "machine", "device")]
+    return rows[length == length.groupby(of_one, dropna=False).transform("min")]
 
 
 def _verdict(group: pd.DataFrame, fast: str, slow: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ were measured is in `posmat.measure.roofline`.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,8 +14,7 @@ import torch
 
 from posmat.layer.problem import ProblemSize
 from posmat.layer.products import BLOCK_ELEMENTS
-
-AXES = {"M": "batch_size", "N": "out_features", "K": "in_features"}
+from posmat.measure.roofline import SIZES
 
 
 def free_bytes(device: torch.device | str) -> int:
@@ -26,6 +26,21 @@ def free_bytes(device: torch.device | str) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(min(psutil.virtual_memory().available, _container_leaves()))
+
+
+def _container_leaves(folder: str = "/sys/fs/cgroup") -> float:
+    """What a container's memory limit leaves in bytes; infinite where there is none.
+
+    Files that the system keeps in memory count as used; those that it has not read lately it gives
+    up at once when a process wants the memory.
+    """
+    names = ("memory.max", "memory.current", "memory.stat")
+    try:
+        limit, used, kinds = (Path(folder, name).read_text(encoding="utf-8") for name in names)
+        given_up = int(kinds.partition("\ninactive_file ")[2].split()[0])
+        return max(0, int(limit) - int(used) + given_up)
+    except (OSError, ValueError, IndexError):  # no limit is "max", and older systems have no file
+        return math.inf
 
 
 def wanted_bytes(size: ProblemSize, device: torch.device | str = "cpu") -> int:
@@ -43,12 +58,7 @@ def wanted_bytes(size: ProblemSize, device: torch.device | str = "cpu") -> int:
 def require_memory(
     size: ProblemSize, device: torch.device | str = "cpu", free: int | None = None
 ) -> None:
-    """Refuse a size that does not fit, before anything of it is allocated.
-
-    Args:
-        size: the sizes that were asked for.
-        device: where the operands are to live.
-        free: the bytes to fit in; the default is what is free on the device now.
+    """Refuse a size that does not fit in `free` bytes, by default what is free on the device now.
 
     Raises:
         MemoryError: it wants more bytes than there are; the message has both numbers.
@@ -56,53 +66,11 @@ def require_memory(
     free = free_bytes(device) if free is None else free
     wanted = wanted_bytes(size, device)
     if wanted > free:
-        asked = ", ".join(f"{name}={getattr(size, name):,}" for name in AXES.values())
+        asked = ", ".join(f"{name}={getattr(size, name):,}" for name in SIZES.values())
         raise MemoryError(
             f"{asked} was asked for, which wants {wanted:,} bytes on {device}, and {free:,} are "
             "free: give smaller sizes, or a device with more memory."
         )
-
-
-def sweep(
-    centre: ProblemSize,
-    axis: str,
-    device: torch.device | str = "cpu",
-    limit: int | None = None,
-    factor: int = 4,
-    steps: int = 5,
-) -> list[ProblemSize]:
-    """Sizes along one axis: the centre's, divided and multiplied by a factor again and again.
-
-    Args:
-        centre: the size that is varied, itself among those that are given.
-        axis: "M", "N" or "K".
-        device: where they are to fit.
-        limit: the bytes that a size may want; larger ones are left out. The default is an eighth
-            of what is free.
-        factor: between neighbours.
-        steps: at the most, to each side.
-
-    Returns:
-        Sizes, the smallest first.
-
-    Raises:
-        ValueError: there is no such axis.
-        MemoryError: the centre itself does not fit in the device's memory.
-    """
-    if axis not in AXES:
-        raise ValueError(f"axis={axis!r} is not known: give one of {', '.join(AXES)}.")
-    free = free_bytes(device)
-    require_memory(centre, device, free)
-    limit = free // 8 if limit is None else limit
-    middle = getattr(centre, AXES[axis])
-
-    def with_length(length: int) -> ProblemSize:
-        return ProblemSize(**{**vars(centre), AXES[axis]: length})
-
-    down = [middle // factor**i for i in range(steps, 0, -1) if middle // factor**i >= 1]
-    up = [middle * factor**i for i in range(1, steps + 1)]
-    fit = [with_length(n) for n in up if wanted_bytes(with_length(n), device) <= limit]
-    return [*map(with_length, down), centre, *fit]
 
 
 def all_sweeps(
@@ -111,20 +79,29 @@ def all_sweeps(
     limit: int | None = None,
     steps: int = 5,
 ) -> list[tuple[str, ProblemSize]]:
-    """The sizes of all three axes with the axis of each, the least work first.
+    """Sizes along the three axes, each with its axis, the least work first.
 
-    The centre belongs to all of them and is listed once, as "centre"; the rest is as in `sweep`.
+    Along an axis the centre's size is divided and multiplied by 4 up to `steps` times. The centre
+    itself belongs to all three and is listed once, as "centre". Left out is what wants more bytes
+    than `limit`, by default an eighth of what is free on the device.
 
     Raises:
         MemoryError: the centre itself does not fit in the device's memory.
     """
+    free = free_bytes(device)
+    require_memory(centre, device, free)
+    limit = free // 8 if limit is None else limit
     sizes = {centre: "centre"}
-    for axis in AXES:
-        for size in sweep(centre, axis, device, limit, steps=steps):
-            sizes.setdefault(size, axis)
-    return sorted(
-        ((axis, size) for size, axis in sizes.items()), key=lambda item: item[1].partial_products
-    )
+    for axis, name in SIZES.items():
+        middle = getattr(centre, name)
+        down = [middle // 4**step for step in range(steps, 0, -1)]
+        up = [middle * 4**step for step in range(1, steps + 1)]
+        for length in (*filter(None, down), *up):
+            size = replace(centre, **{name: length})
+            if length < middle or wanted_bytes(size, device) <= limit:
+                sizes.setdefault(size, axis)
+    axes = [(axis, size) for size, axis in sizes.items()]
+    return sorted(axes, key=lambda one: one[1].partial_products)
 
 
 def expected_seconds(rows: pd.DataFrame, method: str, size: ProblemSize) -> float:
@@ -142,21 +119,3 @@ def expected_seconds(rows: pd.DataFrame, method: str, size: ProblemSize) -> floa
     nearest = smaller.max()
     seconds = float(own.loc[work == nearest, "seconds"].astype(float).median())
     return seconds * size.partial_products / float(nearest)
-
-
-def _container_leaves(folder: str = "/sys/fs/cgroup") -> float:
-    """What a container's memory limit leaves in bytes; infinite where there is none.
-
-    Files that the system keeps in memory count as used; those that it has not read lately it gives
-    up at once when a process wants the memory.
-    """
-
-    def read(name: str) -> str:
-        return Path(folder, name).read_text(encoding="utf-8")
-
-    try:
-        limit, used = int(read("memory.max")), int(read("memory.current"))
-        statistics = dict(line.split(" ") for line in read("memory.stat").splitlines())
-        return max(0, limit - used + int(statistics["inactive_file"]))
-    except (OSError, ValueError, KeyError):  # no limit is "max", and older systems have no file
-        return math.inf

@@ -19,6 +19,11 @@ _SHARED = ("clock", "dtype", "batch_size", "out_features", "in_features", "threa
 _SHARED += ("device",)
 # A method of several runs is in the state of its worst one.
 _STATES = ("timed", "not available", "not supported", "wrong")
+_NEEDED = ("run", "method", "state", "exact", "max_error", "device", "threads", "clock")
+_NEEDED += ("round", "number", "seconds", "cpu_s", "first_s")
+_COLUMNS = ("state", "exact", "max_error", "runs", "rounds", "number", "median", "q25", "q75")
+_COLUMNS += ("min", "first", "disturbed", "ratio", "ratio_low", "ratio_high", "ratio_min")
+_COLUMNS += ("warnings",)
 
 
 def is_control(method: str) -> bool:
@@ -27,11 +32,7 @@ def is_control(method: str) -> bool:
 
 
 def baseline_of(rows: pd.DataFrame) -> str:
-    """The baseline of rows, told by its control, the same method timed again.
-
-    Raises:
-        ValueError: the rows have no such control.
-    """
+    """The baseline of rows, told by its control, the same method timed again, or a ValueError."""
     for method in rows["method"].unique():
         if method.endswith(AGAIN):
             return method.removesuffix(AGAIN)
@@ -75,23 +76,14 @@ def summarize(
         for method, own in group.groupby("method", sort=False):
             if base.empty:  # nothing is divided: methods of two dtypes may stand side by side
                 _refuse_mixture(own, by)
-            lines.append(
-                {**dict(zip(by, key, strict=True)), "method": method, **_line(own, base)}
-                | {"baseline": baseline}
-            )
+            facts = {"method": method, **_line(own, base), "baseline": baseline}
+            lines.append(dict(zip(by, key, strict=True)) | facts)
     return pd.DataFrame(lines).convert_dtypes().set_index([*by, "method"])
 
 
 def check_rows(rows: pd.DataFrame) -> None:
-    """Refuse rows that cannot be summarized.
-
-    Raises:
-        ValueError: a column is missing, there is no row, or a row in the state 'timed' has no
-            time above 0.
-    """
-    needed = ["run", "method", "state", "exact", "max_error", "device", "threads", "clock"]
-    needed += ["round", "number", "seconds", "cpu_s", "first_s"]
-    missing = [name for name in needed if name not in rows.columns]
+    """Raise a ValueError where a column is missing, or a 'timed' row has no time above 0."""
+    missing = [name for name in _NEEDED if name not in rows]
     if missing:
         raise ValueError(f"the rows have no column {missing[0]!r}: are they rows of time_methods?")
     if rows.empty:
@@ -126,30 +118,28 @@ def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     timed = rows[rows["state"] == "timed"]
     medians = timed.groupby(["method", "clock"], sort=False)["seconds"].median().astype(float)
     beside = 1e3 * medians.unstack("clock").reindex(timed["method"].unique())
-    shown = beside.add_suffix(" [ms]")
-    wall = "seed (wall)"
+    shown, wall = beside.add_suffix(" [ms]"), "seed (wall)"
     if wall in beside:
         shown[f"{wall} / host"] = beside[wall] / beside["host"]
     shown = shown.map(format_figures)
     if wall in beside:
-        calls = timed[timed["clock"] == wall].groupby("method")["number"].first()
-        shown["calls"] = [str(calls[name]) if name in calls.index else "" for name in shown.index]
+        calls = timed[timed["clock"] == wall].groupby("method")["number"].first().map(str)
+        shown["calls"] = calls.reindex(shown.index, fill_value="")
     return shown.rename_axis("method").rename_axis(None, axis=1)
 
 
 def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
     """The table as it is shown: times in milliseconds to three figures, the unit in the name."""
-    shown = pd.DataFrame(index=table.index)
-    shown["state"] = table["state"]
+    shown = table[["state"]].copy()
     for name in ("exact", "max_error"):
         if table[name].notna().any():
             shown[name] = table[name]
+    # As text, each as one would write it: pandas would align numbers of very different size.
     for name in ("median", "q25", "q75", "first"):
-        shown[f"{name}_ms"] = _column([1e3 * value for value in table[name]], table.index)
+        shown[f"{name}_ms"] = [format_figures(value) for value in 1e3 * table[name]]
     for name in ("ratio", "ratio_low", "ratio_high"):
-        shown[name] = _column(table[name], table.index)
-    shown["rounds"] = table["rounds"]
-    shown["runs"] = table["runs"]
+        shown[name] = [format_figures(value) for value in table[name]]
+    shown[["rounds", "runs"]] = table[["rounds", "runs"]]
     if (table["warnings"] != "").any():
         shown["warnings"] = table["warnings"]
     return shown
@@ -158,9 +148,8 @@ def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
 def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
     """A ratio as words that claim no more than was measured.
 
-    Several runs: the range over them, and whether it leaves out 1 by more than the control's range
-    does. One run: the interval, and the words 'in one run'. Fewer than five rounds in a run are
-    told too. In a table of groups `method` is the whole index, (group, method).
+    Several runs: the range over them. One run: the interval, and the words 'in one run'. Fewer than
+    five rounds in a run are told too, and a ratio that does not stand (see `stands`).
     """
     line = table.loc[method]
     if line["state"] != "timed":
@@ -207,10 +196,7 @@ def _group_of(table: pd.DataFrame, method: str | tuple) -> pd.DataFrame:
 
 
 def _few_rounds(table: pd.DataFrame, method: str | tuple) -> int:
-    """The rounds that a ratio is made of, where they are fewer than five in a run; else 0.
-
-    A ratio has as many pairs as the one of the two that met fewer rounds.
-    """
+    """The pairs of rounds that a ratio is made of, where they are under five in a run; else 0."""
     line, own = table.loc[method], _group_of(table, method)
     rounds = int(line["rounds"])
     if line["baseline"] in own.index:
@@ -220,23 +206,23 @@ def _few_rounds(table: pd.DataFrame, method: str | tuple) -> int:
 
 def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
     """What one method's rows come to."""
-    states = set(own["state"])
-    exact = own["exact"].dropna()
-    error = own["max_error"].dropna()
-    timed = own[own["state"] == "timed"]
-    facts = {
+    states, timed = set(own["state"]), own[own["state"] == "timed"]
+    exact, error = own["exact"].dropna(), own["max_error"].dropna()
+    facts = dict.fromkeys(_COLUMNS) | {
         "state": max(states, key=_STATES.index),
         "exact": bool(exact.all()) if len(exact) else None,
         "max_error": error.max() if len(error) else None,
         "runs": timed["run"].nunique(),
         "rounds": len(timed),
+        "warnings": "",
     }
-    names = ("number", "median", "q25", "q75", "min", "first", "disturbed")
-    ratios = ("ratio", "ratio_low", "ratio_high", "ratio_min")
     if timed.empty:
-        return facts | dict.fromkeys((*names, *ratios)) | {"warnings": ""}
+        return facts
     seconds = timed["seconds"].astype(float)
-    disturbed = _disturbed(timed)
+    # Something else had the processor meanwhile. With more threads, or a device to wait for, the
+    # two times say nothing about each other.
+    comparable = (timed["threads"] == 1) & (timed["device"] == "cpu") & timed["cpu_s"].notna()
+    disturbed = seconds > 1.05 * timed["cpu_s"].astype(float)
     facts |= {
         "number": int(timed["number"].median()),
         "median": seconds.median(),
@@ -244,18 +230,18 @@ def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
         "q75": seconds.quantile(0.75),
         "min": seconds.min(),
         "first": timed.groupby("run")["first_s"].first().astype(float).median(),
-        "disturbed": disturbed,
+        "disturbed": float(disturbed.mean()) if comparable.all() else None,
     }
     found = ["not timed in every run"] if len(states) > 1 else []
-    warnings = ", ".join(found + _warnings(timed, facts))
-    return facts | _ratio(timed, base) | {"warnings": warnings}
+    facts["warnings"] = ", ".join(found + _warnings(timed, facts))
+    return facts | _ratio(timed, base)
 
 
 def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> dict:
     """The paired ratio, its range, and the ratio of the minima as a second opinion."""
     pairs = own.merge(base, on=["run", "round"], suffixes=("", "_base"))
     if pairs.empty or not (base["state"] == "timed").all():
-        return dict.fromkeys(("ratio", "ratio_low", "ratio_high", "ratio_min"))
+        return {}
     pairs["paired"] = pairs["seconds"].astype(float) / pairs["seconds_base"].astype(float)
     by_run = pairs.groupby("run")["paired"].median()
     if len(by_run) > 1:
@@ -265,24 +251,8 @@ def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> dict:
         drawn = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values)))
         low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
     smallest = own.groupby("run")["seconds"].min() / base.groupby("run")["seconds"].min()
-    return {
-        "ratio": float(by_run.median()),
-        "ratio_low": float(low),
-        "ratio_high": float(high),
-        "ratio_min": float(smallest.median()),
-    }
-
-
-def _disturbed(timed: pd.DataFrame) -> float | None:
-    """The share of blocks whose wall time is over 1.05 of their processor time (CPU, one thread).
-
-    Something else had the processor meanwhile. With more threads, or a device to wait for, the two
-    times say nothing about each other.
-    """
-    comparable = (timed["threads"] == 1) & (timed["device"] == "cpu") & timed["cpu_s"].notna()
-    if not comparable.all():
-        return None
-    return float((timed["seconds"].astype(float) > 1.05 * timed["cpu_s"].astype(float)).mean())
+    ratios = {"ratio": by_run.median(), "ratio_low": low, "ratio_high": high}
+    return ratios | {"ratio_min": smallest.median()}
 
 
 def _warnings(timed: pd.DataFrame, facts: dict) -> list[str]:
@@ -304,11 +274,6 @@ def _warnings(timed: pd.DataFrame, facts: dict) -> list[str]:
     if facts["disturbed"] is not None and facts["disturbed"] > 0.25:
         found.append("disturbed")
     return found
-
-
-def _column(values, index) -> pd.Series:
-    """Numbers of very different size, each as it would be written: pandas would align them all."""
-    return pd.Series([format_figures(value) for value in values], index, dtype=object)
 
 
 def format_figures(value: float | None, figures: int = 3) -> str:

@@ -6,11 +6,9 @@ starts; then short blocks of all methods are interleaved, in an order drawn anew
 that whatever disturbs the machine falls on all of them and the ratio between two methods stays.
 """
 
-import itertools
 import math
 import random
 import statistics
-import sys
 import time
 import timeit
 import warnings
@@ -77,25 +75,21 @@ def time_methods(
 
     How many rounds a method meets is settled before the first of them, by what its first calls
     cost and never by what its blocks read. Those of a slow method are spread evenly, and some of
-    those that a quicker one meets; the baseline and its control meet all of them, so that every
-    block has its pair.
+    those that a quicker one meets; the baseline and its control meet all, so that every block has
+    its pair.
 
-    On CUDA it is the current device that is waited for and measured (`start_run` makes the device
-    of the run the current one). With the host clock, the device's own clocks are read at the end,
-    for the provenance: while the baseline, or else the first method, keeps it at work, because an
-    idle device lowers them.
+    On CUDA it is the current device that is waited for and measured. With the host clock, the
+    device's own clocks are read at the end, for the provenance: while the baseline, or else the
+    first method, keeps it at work, because an idle device lowers them.
 
     Args:
         methods: a name and a callable of no arguments for each method.
         reference: what every method must give, or a mapping with one for each name. An integer
             reference asks for equality, `exact`; a floating one for a `max_error` within
-            `error_bound`. None, for all or for one name: nothing to compare with, which leaves
-            both blank. Another shape than the reference's is always wrong.
+            `error_bound`, the same shape both. None: nothing to compare with, both stay blank.
         baseline: the method that the two controls belong to; they are added when it is named.
-        error_bound: the largest error that a floating result may have; a floating reference asks
-            for it.
-        time_wrong: the names of methods that are timed although they are wrong, because the
-            notebook is about that.
+        error_bound: the largest error that a floating result may have.
+        time_wrong: names of methods that are timed although they are wrong.
         rounds: at the most; each times every method once, or some of them in a round that slow
             ones miss.
         seconds: that all of this may take, proof and warm-up included. Where the rounds do not fit
@@ -104,10 +98,8 @@ def time_methods(
         threads: of PyTorch on the host, while it is timed.
         seed: of the order in which a round times the methods.
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
-            or "graph" (replay of a captured graph, hot cache). None: all that the device has, one
-            after the other, each in rows of its own. Of "event" `seconds` is the median over
-            `number` calls, of "graph" over `number` replays, each of as many calls as fill 1 ms.
-            They share the seconds evenly.
+            or "graph" (replay of a captured graph, hot cache), each the median over `number` calls
+            or replays. None: all that the device has, one after the other, sharing the seconds.
         timer, cpu_timer: clocks, in seconds; they are replaced in tests.
         tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
 
@@ -120,32 +112,19 @@ def time_methods(
             above 0, the device is not there, a floating reference has no error_bound, or
             `reference` or `time_wrong` do not name the methods.
     """
-    if seconds is not None and not seconds > 0:
+    seconds = math.inf if seconds is None else seconds
+    if not seconds > 0:
         raise ValueError(f"seconds={seconds}: give a number above 0, or None for all rounds.")
     device = require_device(str(tags.get("device", "cpu")))
-    if clock is None:
-        options = {"reference": reference, "baseline": baseline, "error_bound": error_bound}
-        options |= {"time_wrong": time_wrong, "rounds": rounds, "threads": threads, "seed": seed}
-        clocks = tuple(_CACHE) if device.type == "cuda" else ("host",)
-        options["seconds"] = seconds and seconds / len(clocks)
-        return pd.concat(
-            [
-                time_methods(
-                    methods, **options, clock=one, timer=timer, cpu_timer=cpu_timer, **tags
-                )
-                for one in clocks
-            ],
-            ignore_index=True,
-        ).convert_dtypes()
-    if clock not in _CACHE:
+    if clock not in (None, *_CACHE):
         raise ValueError(f"clock={clock!r} is not known: give one of {', '.join(_CACHE)}.")
     if rounds < 1 or threads < 1:
         raise ValueError(f"rounds={rounds} and threads={threads}: both must be 1 or more.")
-    if baseline is not None and baseline not in methods:
+    if baseline not in (None, *methods):
         raise ValueError(f"baseline={baseline!r} is not among {', '.join(methods)}.")
-    references = _references(methods, reference, error_bound)
-    strange = (references.keys() | set(time_wrong)) - methods.keys()
-    if strange:
+    proofs = _proofs(methods, reference, error_bound, time_wrong, timer)
+    named = {*time_wrong, *(reference if isinstance(reference, Mapping) else ())}
+    if strange := named - methods.keys():
         raise ValueError(
             f"reference or time_wrong name {', '.join(sorted(strange))}: the methods are "
             f"{', '.join(methods)}."
@@ -153,56 +132,21 @@ def time_methods(
     if baseline is not None:
         one = torch.ones(1, device=device)
         methods = {**methods, baseline + AGAIN: methods[baseline], FLOOR: lambda: one + one}
-        references = {**references, baseline + AGAIN: references[baseline], FLOOR: None}
-        time_wrong = {*time_wrong, baseline + AGAIN} if baseline in time_wrong else set(time_wrong)
-
-    tags = {**tags, "threads": threads, "clock": clock, "cache": _CACHE[clock]}
-    start = timer()
-    end, even_share = math.inf, math.inf
-    if seconds is not None:
-        end, even_share = start + seconds, EVEN_PART * seconds / max(len(methods), 1)
+        proofs[baseline + AGAIN] = proofs[baseline]
+        proofs[FLOOR] = partial(_prove, methods[FLOOR], None, None, False, timer)
+    clocks = [clock] if clock else list(_CACHE) if device.type == "cuda" else ["host"]
+    share = seconds / len(clocks)
+    rows = []
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        proved = {
-            name: _prove(method, references[name], error_bound, name in time_wrong, timer)
-            for name, method in methods.items()
-        }
-        ready = {}
-        for name, method in methods.items():
-            if proved[name]["state"] != "timed":
-                continue
-            try:
-                first_s = proved[name]["first_s"]
-                warm_up_s = min(WARM_UP_S, even_share)
-                ready[name] = _prepare(method, first_s, warm_up_s, end, threads, clock, timer)
-            except NotAvailable as error:
-                proved[name] |= {"state": "not available", "why": str(error)}
-            except RuntimeError as error:
-                if clock != "graph":
-                    raise
-                reason = str(error).splitlines()[0]  # it waits for the device, say
-                proved[name] |= {"state": "not supported", "why": f"no graph of it: {reason}"}
-        met = _plan_rounds(
-            {name: cost for name, (*_, cost) in ready.items()},
-            rounds,
-            end - timer(),
-            even_share,
-            baselines={baseline, f"{baseline}{AGAIN}"} & ready.keys(),
-        )
-        blocks = _interleave(methods, ready, met, threads, seed, clock, timer, cpu_timer)
-        if device.type == "cuda" and clock == "host" and ready:
-            load = methods[baseline if baseline in ready else next(iter(ready))]
-            GPU_STATES.append(_call_during(load, partial(read_gpu, gpu_uuid(device))))
+        for one_clock in clocks:
+            rows += _time_by(
+                one_clock, device, methods, proofs, baseline, rounds, share, seed, timer, cpu_timer
+            )
     finally:
         torch.set_num_threads(threads_before)
-
-    blocks += [{"method": name} for name in methods if name not in ready]
-    places = {name: place for place, name in enumerate(methods)}
-    blocks.sort(key=lambda block: places[block["method"]])  # stable: rounds stay in order
-    rows = [{**tags, **proved[block["method"]], **block} for block in blocks]
-    extra = [name for name in tags if name not in COLUMNS]
-    return pd.DataFrame(rows).reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
+    return _frame(rows, {**tags, "threads": threads})
 
 
 def time_as_seed(
@@ -222,18 +166,15 @@ def time_as_seed(
 
     One loop of `calls`, one method after the other, read with both clocks that `time.clock` stood
     for: the process's time, which it was on Unix, and wall time, which it was on Windows. Each
-    method is proved first, as in `time_methods`; its first call is therefore not a cold one, and
-    `first_s` is blank.
+    method is proved first, so its first call is not a cold one, and `first_s` is blank.
 
     Args:
-        methods, error_bound, tags: as for `time_methods`.
-        reference, time_wrong: as for `time_methods`; they may name more methods than these, which
-            are some of those that a notebook times.
+        methods, reference, error_bound, time_wrong, tags: as for `time_methods`; `reference` and
+            `time_wrong` may name more methods than these.
         calls: in the loop; the row's `number` says how many there were.
+        synchronise: wait for the device after each call, as some of the seed's cells do.
         seconds: that the loop of one method should take. Where a call of 50 ms or more makes it
             longer, there are as many calls as fit in, but three or `calls` in any case.
-        synchronise: wait for the device after each call, as some of the seed's cells do. Without
-            it a CUDA device may have done nothing when the clock is read.
         wall, cpu_timer: clocks, in seconds; they are replaced in tests.
 
     Returns:
@@ -245,57 +186,64 @@ def time_as_seed(
             is not in a mapping of references.
     """
     on_cuda = require_device(str(tags.get("device", "cpu"))).type == "cuda"
-    references = _references(methods, reference, error_bound)
     wait = torch.cuda.synchronize if on_cuda else lambda: None
-    synchronised = ("yes" if synchronise else "no") if on_cuda else "not needed"
+    waited = ("yes" if synchronise else "no") if on_cuda else "not needed"
+    threads = torch.get_num_threads()
+    tags = {"synchronised": waited, **tags, "threads": threads, "cache": "hot"}
+    proofs = _proofs(methods, reference, error_bound, time_wrong, wall)
     rows = []
     for name, method in methods.items():
-        facts = _prove(method, references[name], error_bound, name in time_wrong, wall)
-        row = {**tags, "method": name, "threads": torch.get_num_threads(), "cache": "hot", **facts}
-        row |= {"synchronised": synchronised, "first_s": None}
-        if facts["state"] != "timed":
-            rows += [row | {"clock": clock} for clock in _SEED_CLOCKS]
-            continue
-        wait()  # what was queued before is not this method's
-        number, start, cpu_start = 0, wall(), cpu_timer()
-        wanted = calls
-        while number < wanted:
-            method()
-            if synchronise:
-                wait()
-            number += 1
-            # The call that proved it must have been as long: this one may have been held up.
-            if number == 1 and (once := min(facts["first_s"], wall() - start)) >= LONG_S:
-                wanted = min(calls, max(LEAST_ROUNDS, int(seconds / once)))
-        wall_s, cpu_s = (wall() - start) / number, (cpu_timer() - cpu_start) / number
-        wait()
-        row |= {"round": 0, "position": len(rows), "number": number}
-        for clock, value in zip(_SEED_CLOCKS, (cpu_s, wall_s), strict=True):
+        facts = proofs[name]()
+        row = {"method": name, **facts, "first_s": None}
+        values = None, None
+        if facts["state"] == "timed":
+            wait()  # what was queued before is not this method's
+            number, start, cpu_start = 0, wall(), cpu_timer()
+            wanted = calls
+            while number < wanted:
+                method()
+                if synchronise:
+                    wait()
+                number += 1
+                # The call that proved it must have been as long: this one may have been held up.
+                if number == 1 and (once := min(facts["first_s"], wall() - start)) >= LONG_S:
+                    wanted = min(calls, max(LEAST_ROUNDS, int(seconds / once)))
+            wall_s, cpu_s = (wall() - start) / number, (cpu_timer() - cpu_start) / number
+            wait()
+            values = cpu_s, wall_s
+            row |= {"round": 0, "position": len(rows), "number": number}
+        for clock, value in zip(_SEED_CLOCKS, values, strict=True):
             rows.append(row | {"clock": clock, "seconds": value})
+    return _frame(rows, tags)
+
+
+def _frame(rows: list[dict], tags: dict) -> pd.DataFrame:
+    """Rows with their tags, the columns that all rows have first."""
     extra = [name for name in tags if name not in COLUMNS]
-    columns = [*COLUMNS, "synchronised", *extra]
-    return pd.DataFrame(rows).reindex(columns=columns).convert_dtypes()
+    frame = pd.DataFrame([tags | row for row in rows])
+    return frame.reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
 
 
-def _references(methods, reference, error_bound) -> dict[str, Tensor | None]:
-    """The reference of each method, and refuse what would leave a method unproved unsaid."""
+def _proofs(methods, reference, error_bound, time_wrong, timer) -> dict[str, Callable[[], dict]]:
+    """What proves each method; refused is what would leave a method unproved unsaid."""
     if not isinstance(reference, Mapping):
         reference = dict.fromkeys(methods, reference)
-    missing = [name for name in methods if name not in reference]
-    if missing:
+    if missing := [name for name in methods if name not in reference]:
         raise ValueError(
             f"reference has nothing for {', '.join(missing)}, but for {', '.join(reference)}: give "
             "each method one, or None where there is nothing to compare with."
         )
-    floating = [
-        name for name in methods if (one := reference[name]) is not None and one.is_floating_point()
-    ]
+    ours = {name: reference[name] for name in methods}
+    floating = [n for n, one in ours.items() if one is not None and one.is_floating_point()]
     if floating and error_bound is None:
         raise ValueError(
             f"the reference of {', '.join(floating)} is floating and error_bound is None: give the "
             "largest error that rounding may cause."
         )
-    return dict(reference)
+    return {
+        name: partial(_prove, method, reference[name], error_bound, name in time_wrong, timer)
+        for name, method in methods.items()
+    }
 
 
 def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
@@ -314,28 +262,26 @@ def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
     facts = {"state": "timed", "first_s": first_s}
     if reference is None:
         return facts
-    why = "it does not give what the reference gives"
-    same_shape = result.shape == reference.shape
-    if not same_shape:
+    floating = reference.is_floating_point()
+    facts |= {"error_bound": error_bound} if floating else {"exact": False}
+    if result.shape != reference.shape:
         why = f"it gives the shape {tuple(result.shape)}, the reference {tuple(reference.shape)}"
-    if reference.is_floating_point():
-        facts["error_bound"] = error_bound
-        if same_shape:
-            errors = (result.double() - reference).abs()
-            facts["max_error"] = errors.max().item() if errors.numel() else 0.0
-        right = same_shape and facts["max_error"] <= error_bound  # False for NaN
+        return facts | {"state": "wrong", "why": why}
+    if floating:
+        errors = (result.double() - reference).abs()
+        facts["max_error"] = errors.max().item() if errors.numel() else 0.0
+        right = facts["max_error"] <= error_bound  # False for NaN
     else:
         # Compared as float64 where the result is floating: it holds every float32 and every
         # integer of a reference below 2**53.
-        as_is = result.double() if result.dtype.is_floating_point else result
-        right = same_shape and bool(torch.all(as_is == reference))
-        facts["exact"] = right
-    if not right and not (time_wrong and same_shape):
-        facts |= {"state": "wrong", "why": why}
+        as_is = result.double() if result.is_floating_point() else result
+        right = facts["exact"] = bool(torch.all(as_is == reference))
+    if not right and not time_wrong:
+        facts |= {"state": "wrong", "why": "it does not give what the reference gives"}
     return facts
 
 
-def _prepare(method, first_s, warm_up_s, end, threads, clock, timer) -> tuple[int, float, float]:
+def _prepare(method, first_s, warm_up_s, end, clock, timer) -> tuple[int, float, float]:
     """Warm a method up: how many calls make a block of 5 ms, the time of a call, that of a round.
 
     Whether a call is long is decided by the best of the first and at least two more: the first may
@@ -361,11 +307,46 @@ def _prepare(method, first_s, warm_up_s, end, threads, clock, timer) -> tuple[in
     number = 1
     while True:
         start = timer()
-        best = min(_host_block(method, number, 0.0, threads, timer) for _ in range(3))
+        best = min(_host_block(method, number, 0.0, timer) for _ in range(3))
         if best * number >= BLOCK_S:
             # A block with the calls that `Timer` adds, and the untimed quarter before it.
             return number, best, (timer() - start) / 3 + number // 4 * best
         number = max(number + 1, math.ceil(1.1 * BLOCK_S / max(best, BLOCK_S / 1e7)))
+
+
+def _time_by(
+    clock, device, methods, proofs, baseline, rounds, seconds, seed, timer, cpu_timer
+) -> list[dict]:
+    """Prove, prepare and time all methods by one clock: the rows, method by method."""
+    end = timer() + seconds
+    even_share = EVEN_PART * seconds / max(len(methods), 1)
+    facts = {name: proof() for name, proof in proofs.items()}
+    ready = {}
+    for name, method in methods.items():
+        if facts[name]["state"] != "timed":
+            continue
+        try:
+            first_s, warm_up_s = facts[name]["first_s"], min(WARM_UP_S, even_share)
+            ready[name] = _prepare(method, first_s, warm_up_s, end, clock, timer)
+        except NotAvailable as error:
+            facts[name] |= {"state": "not available", "why": str(error)}
+        except RuntimeError as error:
+            if clock != "graph":
+                raise
+            reason = str(error).splitlines()[0]  # it waits for the device, say
+            facts[name] |= {"state": "not supported", "why": f"no graph of it: {reason}"}
+    costs = {name: cost for name, (*_, cost) in ready.items()}
+    baselines = {baseline, f"{baseline}{AGAIN}"} & ready.keys()
+    met = _plan_rounds(costs, rounds, end - timer(), even_share, baselines)
+    blocks = _interleave(methods, ready, met, seed, clock, timer, cpu_timer)
+    if device.type == "cuda" and clock == "host" and ready:
+        load = methods[baseline if baseline in ready else next(iter(ready))]
+        GPU_STATES.append(_call_during(load, partial(read_gpu, gpu_uuid(device))))
+    return [
+        {"method": name, "clock": clock, "cache": _CACHE[clock], **facts[name], **block}
+        for name in methods
+        for block in blocks[name] or [{}]
+    ]
 
 
 def _plan_rounds(costs, rounds, left, even_share, baselines) -> dict[str, int]:
@@ -397,17 +378,23 @@ def _plan_rounds(costs, rounds, left, even_share, baselines) -> dict[str, int]:
     return share_out(fitting)
 
 
-def _interleave(methods, ready, met, threads, seed, clock, timer, cpu_timer) -> list[dict]:
-    """Time one block of every method in every round that it meets.
+def _interleave(methods, ready, met, seed, clock, timer, cpu_timer) -> dict[str, list[dict]]:
+    """Time one block of every method in every round that it meets: the blocks of each method.
 
     The rounds get ranks, and a method meets those of the lowest: any two methods share as many as
     the slower one of them meets.
     """
     rounds = max(met.values(), default=0)
     ranks = sorted(range(rounds), key=lambda rank: rank * _GOLDEN % 1)
-    blocks, start = [], timer()
+    blocks, start = {name: [] for name in methods}, timer()
     orders = _orders(list(ready), rounds, random.Random(seed))
-    progress = tqdm(orders, "rounds", rounds, delay=2, leave=False, disable=not sys.stderr.isatty())
+    readings = []
+
+    def both() -> float:
+        readings.append((timer(), cpu_timer()))
+        return readings[-1][0]
+
+    progress = tqdm(orders, "rounds", delay=2, leave=False, disable=None)  # None: on a terminal
     for index, order in enumerate(progress):
         for position, name in enumerate(order):
             if ranks[index] >= met[name]:
@@ -417,52 +404,39 @@ def _interleave(methods, ready, met, threads, seed, clock, timer, cpu_timer) -> 
             if clock == "host":
                 for _ in range(number // 4):  # untimed: what the last method left in the caches
                     method()
-                readings = []
-
-                def both(readings=readings):
-                    readings.append((timer(), cpu_timer()))
-                    return readings[-1][0]
-
-                seconds = _host_block(method, number, once, threads, both)
+                seconds = _host_block(method, number, once, both)
                 cpu_s = (readings[-1][1] - readings[-2][1]) / number
             else:
                 seconds, number = _device_block(method, clock)
-            blocks.append(
-                {"method": name, "round": index, "position": position, "at_s": at_s}
+            blocks[name].append(
+                {"round": index, "position": position, "at_s": at_s}
                 | {"number": number, "seconds": seconds, "cpu_s": cpu_s}
             )
     return blocks
 
 
-def _orders(names: list[str], rounds: int, generator: random.Random):
-    """Yield an order of the methods for each round.
+def _orders(names: list[str], rounds: int, generator: random.Random) -> list[list[str]]:
+    """An order of the methods for each round.
 
     In every len(names) rounds each method stands at each position exactly once, whichever follows
     whichever: a Latin square whose rows, columns and symbols are shuffled.
     """
-    n = len(names)
-    square = itertools.chain.from_iterable(
-        [
-            [symbols[(column + row) % n] for column in columns]
-            for row in generator.sample(range(n), n)
-        ]
-        for symbols, columns in (
-            (generator.sample(names, n), generator.sample(range(n), n)) for _ in itertools.count()
-        )
-    )
-    return itertools.islice(square, rounds) if n else iter(())
+    orders, n = [], len(names)
+    while len(orders) < rounds:
+        symbols, columns, rows = (generator.sample(one, n) for one in (names, range(n), range(n)))
+        orders += [[symbols[(column + row) % n] for column in columns] for row in rows]
+    return orders[:rounds]
 
 
-def _host_block(method, number, once, threads, timer) -> float:
+def _host_block(method, number, once, timer) -> float:
     """Seconds per call over one block, synchronised at both ends."""
     if once >= LONG_S:
         # `Timer.timeit` makes two untimed calls before each block, which would treble the cost of
         # a method that is warm and long enough; Python's own `timeit`, inside it, makes none.
         return timeit.timeit(method, timer=timer, number=1)
-    block = benchmark.Timer(
-        "method()", globals={"method": method}, num_threads=threads, timer=timer
-    ).timeit(number)
-    return block.raw_times[0] / number
+    names, threads = {"method": method}, torch.get_num_threads()
+    block = benchmark.Timer("method()", globals=names, num_threads=threads, timer=timer)
+    return block.timeit(number).raw_times[0] / number
 
 
 def _device_block(method, clock) -> tuple[float, int]:

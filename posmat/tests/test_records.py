@@ -49,44 +49,35 @@ def test_a_variant_is_made_from_what_differs():
     assert len(set(long)) == 2 and max(map(len, long)) <= 150
 
 
-def test_each_file_has_its_folder(tmp_path):
-    places = {
-        "05_x.csv": "data/m/cpu",
-        "05_x.json": "data/m/cpu",
-        "05_x.memory.csv": "data/m/cpu",
-        "05_x.table.csv": "reports/m/cpu",
-        "05_x.ipynb": "reports/m/cpu",
-        "05_x.html": "reports/m/cpu",
-        "x-m-cpu.svg": "reports/figures",
-    }
-    for file, place in places.items():
-        assert folder_of(tmp_path, file, "m", "cpu") == tmp_path / place
+@pytest.mark.parametrize("end", ["csv", "json", "memory.csv", "table.csv", "ipynb", "html", "svg"])
+def test_each_file_has_its_folder(end, tmp_path):
+    kind = {"csv": "data", "json": "data", "memory.csv": "data"}.get(end, "reports")
+    place = "figures" if end == "svg" else "m/cpu"
+    assert folder_of(tmp_path, f"05_x.{end}", "m", "cpu") == tmp_path / kind / place
 
 
-def test_a_machine_that_belongs_to_another_host_is_refused(tmp_path):
+OTHER = '{"host_identity": "other", "processor": "Another Processor"}'
+
+
+@pytest.mark.parametrize("text", [OTHER, "[]", "3", "{", ""])
+def test_a_machine_that_is_not_this_hosts_is_refused_in_one_sentence(tmp_path, text):
     claim_machine(tmp_path, "mine")
     claim_machine(tmp_path, "mine")
     mark = tmp_path / "data" / "mine" / "host.json"
-    mark.write_text(json.dumps({"host_identity": "other", "processor": "Another Processor"}))
-    before = mark.read_bytes()
-    with pytest.raises(RecordError, match=r"another host .*Another Processor.*--machine"):
-        claim_machine(tmp_path, "mine")
-    assert mark.read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ["[]", "3", "{", ""])
-def test_a_mark_that_is_no_object_is_refused_in_one_sentence(tmp_path, text):
-    mark = tmp_path / "data" / "mine" / "host.json"
-    mark.parent.mkdir(parents=True)
+    assert json.loads(mark.read_text()).keys() == {"host_identity", "processor"}
     mark.write_text(text)
-    with pytest.raises(RecordError, match=r"host\.json, which says whose.*cannot be read"):
+    cannot = r"host\.json, which says whose.*cannot be read"
+    other = r"another host .*Another Processor.*--machine"
+    with pytest.raises(RecordError, match=other if text == OTHER else cannot):
         claim_machine(tmp_path, "mine")
+    assert mark.read_text() == text
 
 
-def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
+def test_a_file_in_the_place_of_a_folder_is_refused_before_measuring(tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(RecordError, match="cannot be made"):
-        make_folder(tmp_path / "file" / "below")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RecordError, match="cannot be made"):
+            start_run(NAME, "cpu", {}, str(folder))
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -100,12 +91,9 @@ def test_what_is_interrupted_leaves_the_old_file(tmp_path):
 
 
 def test_promotion_is_all_or_nothing(tmp_path):
-    staging = tmp_path / "staging"
-    staging.mkdir()
+    staging, good = make_folder(tmp_path / "staging"), make_folder(tmp_path / "good")
     for name in ("a.csv", "b.csv"):
         (staging / name).write_text("new")
-    good = tmp_path / "good"
-    good.mkdir()
     (good / "a.csv").write_text("old")
     (tmp_path / "wall").write_text("")
     with pytest.raises(RecordError):
@@ -115,26 +103,22 @@ def test_promotion_is_all_or_nothing(tmp_path):
     assert (good / "a.csv").read_text() == "new" and sorted(os.listdir(good)) == ["a.csv", "b.csv"]
 
 
-def test_rows_come_back_as_they_were(tmp_path):
-    rows = pd.DataFrame(
-        {
-            "seconds": [0.1 + 0.2, 1e-7 / 3, None],
-            "exact": [True, False, None],
-            "round": [0, 1, None],
-            "method": ["a", "b", "c"],
-            "why": [None, None, "text, with a comma"],
-        }
-    ).convert_dtypes()
+def test_rows_come_back_as_they_were_and_what_is_no_table_is_refused(tmp_path):
+    seconds, method = [0.1 + 0.2, 1e-7 / 3, None], ["a", "b", "c"]
+    rows = pd.DataFrame({"seconds": seconds, "exact": [True, False, None], "method": method})
+    rows = rows.assign(round=[0, 1, None], why=[None, None, "text, with a comma"]).convert_dtypes()
     rows.to_csv(tmp_path / "rows.csv", index=False)
     pd.testing.assert_frame_equal(read_rows(tmp_path / "rows.csv"), rows)
-
-
-def test_a_file_that_is_no_table_is_refused(tmp_path):
-    with pytest.raises(RecordError, match=r"gone\.csv"):
-        read_rows(tmp_path / "gone.csv")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(RecordError, match=r"empty\.csv"):
-        read_rows(tmp_path / "empty.csv")
+    for name in ("gone.csv", "empty.csv"):
+        with pytest.raises(RecordError, match=name):
+            read_rows(tmp_path / name)
+
+
+def undescribed(columns, text):
+    """Those names of columns that no `name` of a text is."""
+    named = set(re.findall(r"`([^`]+)`", text)) | set(map(str, range(128)))
+    return [name for name in columns if re.sub("when .* is", "when ... is", name) not in named]
 
 
 def rows(value, run=0):
@@ -146,38 +130,37 @@ def test_a_run_keeps_rows_and_provenance_that_belong_together(tmp_path):
     run = start_run(NAME, "cpu", namespace, str(tmp_path))
     assert run.stem == f"{NAME}-batch_size=64"
     run.save(rows(1.0), frames={"memory": rows(2.0)}, table=rows(3.0))
-    assert sorted(os.listdir(tmp_path)) == [
-        f"{run.stem}.csv",
-        f"{run.stem}.json",
-        f"{run.stem}.memory.csv",
-        f"{run.stem}.table.csv",
-    ]
+    kept = [f"{run.stem}.{end}" for end in ("csv", "json", "memory.csv", "table.csv")]
+    assert sorted(os.listdir(tmp_path)) == kept
     facts = json.loads((tmp_path / f"{run.stem}.json").read_text())
     assert facts["rows_sha256"] == rows_hash(tmp_path / f"{run.stem}.csv")
+    assert facts["frames_sha256"] == {"memory": rows_hash(tmp_path / f"{run.stem}.memory.csv")}
     assert facts["parameters"] == {"device": "cpu", "batch_size": 64, "rounds": 30}
     assert facts["host"]["processor"] and facts["device"]["torch"]
     assert facts["libraries"]["numpy"] and facts["warnings"] == []
     assert not {"gpu_before", "gpu_after"} & facts.keys()
+    text = (ROOT / "data" / "README.md").read_text()
+    named = [*facts, *facts["kernels"][0], "gpu_before", "gpu_after", "key"]
+    assert not undescribed(named, text)
 
 
 def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
-    for index in range(3):
+    def run_kernel(index):
         job = {"machine": "m", "run": index, "stem": NAME, "output_dir": str(tmp_path)}
         monkeypatch.setenv(JOB_VARIABLE, json.dumps(job))
         run = start_run(NAME, "cpu", {"device": "cpu"})
         run.save(run.pool(rows(float(index), index)))
+        return json.loads((tmp_path / f"{NAME}.json").read_text())
+
+    facts = [run_kernel(index) for index in range(3)][-1]
     assert read_rows(tmp_path / f"{NAME}.csv")["run"].tolist() == [0, 1, 2]
-    facts = json.loads((tmp_path / f"{NAME}.json").read_text())
     kernels = facts["kernels"]
     assert facts["runs"] == 3 and [kernel["run"] for kernel in kernels] == [0, 1, 2]
     assert facts["started"] == kernels[0]["started"]
     mean = sum(kernel["duration_s"] for kernel in kernels) / 3
     assert facts["duration_s"] == pytest.approx(mean, abs=0.051)
     assert {"run", "started", "duration_s", "load_1min"} == set(kernels[1])
-    monkeypatch.setenv(JOB_VARIABLE, json.dumps(job | {"run": 0}))
-    start_run(NAME, "cpu", {"device": "cpu"}).save(rows(0.0))
-    facts = json.loads((tmp_path / f"{NAME}.json").read_text())
-    assert len(facts["kernels"]) == facts["runs"] == 1, "a new run forgets the last one"
+    assert len(run_kernel(0)["kernels"]) == 1, "a new run forgets the last one"
 
 
 def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monkeypatch):
@@ -193,12 +176,6 @@ def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monke
     assert kept["gpu_before"] == kept["gpu_after"] == state
     (said,) = kept["warnings"]
     assert said.startswith("run 0: ") and "1,200 MHz" in said
-
-
-def undescribed(columns, text):
-    """Those names of columns that no `name` of a text is."""
-    named = set(re.findall(r"`([^`]+)`", text)) | set(map(str, range(128)))
-    return [name for name in columns if re.sub("when .* is", "when ... is", name) not in named]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
@@ -220,22 +197,8 @@ def test_every_column_that_posmat_makes_is_described():
         assert not undescribed(frame.columns, text)
 
 
-def test_every_key_of_the_provenance_is_described(tmp_path):
-    run = start_run(NAME, "cpu", {"device": "cpu"}, str(tmp_path))
-    run.save(rows(1.0))
-    text = (ROOT / "data" / "README.md").read_text()
-    keys = json.loads((tmp_path / f"{NAME}.json").read_text())
-    assert not undescribed([*keys, *keys["kernels"][0], "gpu_before", "gpu_after", "key"], text)
-
-
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "project_root", lambda: None)
     monkeypatch.chdir(tmp_path)
     start_run(NAME, "cpu", {}).save(rows(1.0))
     assert (tmp_path / "posmat-output" / f"{NAME}.csv").exists()
-
-
-def test_an_output_folder_that_cannot_be_made_is_refused_before_measuring(tmp_path):
-    (tmp_path / "file").write_text("kept")
-    with pytest.raises(RecordError, match="cannot be made"):
-        start_run(NAME, "cpu", {}, str(tmp_path / "file"))

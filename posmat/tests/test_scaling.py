@@ -34,7 +34,6 @@ from posmat.measure.sizes import (
     expected_seconds,
     free_bytes,
     require_memory,
-    sweep,
     wanted_bytes,
 )
 from posmat.measure.summary import AGAIN, FLOOR
@@ -81,53 +80,46 @@ def rows() -> pd.DataFrame:
 
 def test_a_size_that_does_not_fit_is_refused_with_the_bytes_it_wanted():
     huge = ProblemSize(10**6, 10**6, 10**6)
-    with pytest.raises(MemoryError) as caught:
+    with pytest.raises(MemoryError, match=r"batch_size=1,000,000, .*smaller sizes") as caught:
         require_memory(huge)
-    message = str(caught.value)
-    assert f"{wanted_bytes(huge):,} bytes" in message and "batch_size=1,000,000" in message
-    assert "smaller sizes" in message
+    assert f"{wanted_bytes(huge):,} bytes" in str(caught.value)
     with pytest.raises(MemoryError):
-        sweep(huge, "M")
-
-
-def test_the_limit_of_memory_from_both_sides():
+        all_sweeps(huge)
     wanted = wanted_bytes(SEED)
     require_memory(SEED, free=wanted)
     with pytest.raises(MemoryError, match=f"{wanted - 1:,} are free"):
         require_memory(SEED, free=wanted - 1)
 
 
+def along_axis(name, **options):
+    return [size for axis, size in all_sweeps(SEED, **options) if axis in (name, "centre")]
+
+
 def test_automatic_sizes_stay_within_the_limit_and_reach_both_ways():
     limit = wanted_bytes(ProblemSize(4096, 128, 9216))
-    sizes = sweep(SEED, "M", limit=limit)
+    sizes = along_axis("M", limit=limit)
     assert [size.batch_size for size in sizes] == [1, 4, 16, 64, 256, 1024, 4096]
     assert {(size.out_features, size.in_features) for size in sizes} == {(128, 9216)}
-    shorter = sweep(SEED, "M", limit=limit - 1)
-    assert [size.batch_size for size in shorter] == [1, 4, 16, 64, 256, 1024]
+    assert along_axis("M", limit=limit - 1) == sizes[:-1]
+    assert along_axis("M", limit=limit, steps=1) == sizes[3:6]
     # The centre was asked for, so it is there also where no larger size may be.
-    assert sweep(SEED, "K", limit=0)[-1] == SEED
-    with pytest.raises(ValueError, match="M, N, K"):
-        sweep(SEED, "L")
+    assert along_axis("K", limit=0)[-1] == SEED
 
 
 def test_all_sweeps_begin_with_the_least_work_and_share_the_centre():
     sizes = all_sweeps(SEED, limit=2**31)
     work = [size.partial_products for _, size in sizes]
-    assert work == sorted(work) and len(set(size for _, size in sizes)) == len(sizes)
+    assert work == sorted(work) and len({size for _, size in sizes}) == len(sizes)
     assert [size for axis, size in sizes if axis == "centre"] == [SEED]
     for axis in "MNK":
-        own = [size.partial_products for name, size in sizes if name in (axis, "centre")]
+        own = [size.partial_products for size in along_axis(axis, limit=2**31)]
         assert max(own) / min(own) >= 1000  # three decades of work
 
 
 def test_the_wanted_bytes_are_enough_for_every_method():
     size = ProblemSize(512, 256, 2048)
-    forms = {
-        "layer": linear_product,
-        "reference": integer_product,
-        "positive": positive_matrix_product,
-        "element-wise": elementwise_product,
-    }
+    forms = {"layer": linear_product, "reference": integer_product}
+    forms |= {"positive": positive_matrix_product, "element-wise": elementwise_product}
     rows = peak_memory(forms, size, device="cpu")
     assert list(rows["method"]) == list(forms) and (rows["in_features"] == 2048).all()
     if (rows["state"] == "measured").all():
@@ -140,15 +132,13 @@ def test_the_wanted_bytes_are_enough_for_every_method():
 
 def test_free_bytes_heed_the_limit_of_a_container(tmp_path):
     assert free_bytes("cpu") > 2**20
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 350\nfile 550\ninactive_file 500\n")
-    assert _container_leaves(str(tmp_path)) == 600  # what is kept of files does not count as used
-    (tmp_path / "memory.current").write_text("1900\n")
-    assert _container_leaves(str(tmp_path)) == 0
-    (tmp_path / "memory.max").write_text("max\n")
-    assert math.isinf(_container_leaves(str(tmp_path)))
-    assert math.isinf(_container_leaves(str(tmp_path / "none")))
+    # What is kept of files does not count as used.
+    for limit, used, left in ((1000, 900, 600), (1000, 1900, 0), ("max", 900, math.inf)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        assert _container_leaves(str(tmp_path)) == left
+    assert _container_leaves(str(tmp_path / "none")) == math.inf
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -159,14 +149,12 @@ def test_free_bytes_of_a_cuda_device():
 
 
 def test_expected_seconds_go_by_the_next_smaller_size():
-    timed = pd.DataFrame(
-        [row("a", (1, 1, 10), 1.0, "K"), row("a", (1, 1, 100), 2.0, "K")]
-    ).convert_dtypes()
-    assert expected_seconds(timed, "a", ProblemSize(1, 1, 400)) == pytest.approx(8.0)
-    assert expected_seconds(timed, "a", ProblemSize(1, 1, 50)) == pytest.approx(5.0)
-    assert expected_seconds(timed, "a", ProblemSize(1, 1, 5)) == 0
-    assert expected_seconds(timed, "b", ProblemSize(1, 1, 400)) == 0
-    assert expected_seconds(pd.DataFrame(), "a", ProblemSize(1, 1, 1)) == 0
+    lines = [row("a", (1, 1, 10), 1.0, "K"), row("a", (1, 1, 100), 2.0, "K")]
+    timed = pd.DataFrame(lines).convert_dtypes()
+    for length, seconds in ((400, 8.0), (50, 5.0), (5, 0)):
+        assert expected_seconds(timed, "a", ProblemSize(1, 1, length)) == pytest.approx(seconds)
+    for rows in (timed, pd.DataFrame()):
+        assert expected_seconds(rows, "b", ProblemSize(1, 1, 400)) == 0
 
 
 # --- growth and roofs ----------------------------------------------------------------------------
@@ -184,9 +172,7 @@ def test_the_roofs_are_found_among_the_rows(rows):
     assert roofs.bandwidth(1) == roofs.bandwidth(1e15) == pytest.approx(BANDWIDTH)
     with pytest.raises(ValueError, match="no roof"):
         measured_roofs(rows[rows["method"] != COPY])
-
-
-def test_a_small_problem_meets_the_bandwidth_of_a_small_copy(rows):
+    # A small problem meets the bandwidth of a small copy.
     small = pd.DataFrame([row(COPY, (None,) * 3, 1e-6, "roof", bytes=100_000)])
     roofs = measured_roofs(pd.concat([rows, small]).convert_dtypes())
     assert roofs.bandwidth(99_999) == roofs.bandwidth(100_000) == pytest.approx(1e11)
@@ -206,8 +192,7 @@ def test_no_rate_of_a_machine_that_obeys_its_roofs_is_above_them(rows):
 def test_what_limits_a_method_changes_where_the_arithmetic_says(rows):
     turns = turning_points(rates(rows))
     # One row of X: 1.2 MB of weights take 0.12 ms, their products 1.5 µs, a call 10 µs.
-    assert turns.loc["int8_product", "M"].startswith("memory to ")
-    assert turns.loc["int8_product", "M"].endswith("compute")
+    assert turns.loc["int8_product", "M"] == "memory to 64, compute"
     # K = 36: 13 kB and 0.13 MB of results in 15 µs, 1.2 million products in 1.5 µs.
     assert turns.loc["int8_product", "K"].startswith("memory to ")
     assert turns.loc[FLOAT32_LAYER, "K"].endswith("compute")
@@ -240,13 +225,10 @@ def test_the_figures_name_every_method_and_no_control(rows, figure_id):
     assert "A Processor" in figure.caption
     if figure_id == "roofline":
         assert {"int8 peak, 1,600", "float32 peak, 200"} <= texts
-
-
-def test_a_machine_without_an_int8_gemm_has_one_roof_less(rows):
-    rows = rows[~rows["method"].isin([INT8_PEAK, "int8_product"])]
-    assert measured_roofs(rows).int8_gmacs is None
-    texts = {text.get_text() for text in draw_figure("roofline", rows).axes[0].texts}
-    assert not any(text.startswith("int8 peak") for text in texts)
+        rows = rows[~rows["method"].isin([INT8_PEAK, "int8_product"])]
+        assert measured_roofs(rows).int8_gmacs is None
+        texts = {text.get_text() for text in draw_figure("roofline", rows).axes[0].texts}
+        assert not any(text.startswith("int8 peak") for text in texts)
 
 
 def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
@@ -255,24 +237,24 @@ def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
     rows.loc[rows["method"] == INT8_PEAK, ["state", "seconds"]] = ["not available", None]
     magnitudes = pd.DataFrame([row(UINT8_PEAK, (1024,) * 3, 1024**3 / INT8_RATE, "roof")])
     roofs = measured_roofs(pd.concat([rows, magnitudes], ignore_index=True).convert_dtypes())
-    assert roofs.peak_gmacs("one_sided_product") * 1e9 == pytest.approx(INT8_RATE)
-    assert roofs.peak_gmacs("positive_matrix_product") * 1e9 == pytest.approx(INT8_RATE)
-    assert roofs.peak_gmacs(FLOAT32_LAYER) * 1e9 == pytest.approx(FLOAT32_RATE)
+    names = ("one_sided_product", "positive_matrix_product", FLOAT32_LAYER)
+    peaks = [1e9 * roofs.peak_gmacs(name) for name in names]
+    assert peaks == pytest.approx([INT8_RATE, INT8_RATE, FLOAT32_RATE])
     assert measured_roofs(rows).peak_gmacs("one_sided_product") * 1e9 == pytest.approx(FLOAT32_RATE)
 
 
 def test_a_methods_roof_is_the_peak_of_what_multiplies_in_it(rows):
     """PyTorch's int8 loop and an element-wise form have no peak, and no share of one is said."""
     engines = {FLOAT32_LAYER: "float32", "int8_product": "loop", "two_sided": "float32"}
-    rows = pd.concat([rows, rows[rows["method"] == FLOAT32_LAYER].assign(method="two_sided")])
-    rows = pd.concat([rows, rows[rows["method"] == FLOAT32_LAYER].assign(method="by hand")])
+    layer = rows[rows["method"] == FLOAT32_LAYER]
+    rows = pd.concat([rows, *(layer.assign(method=name) for name in ("two_sided", "by hand"))])
     rows = rows.assign(engine=rows["method"].map(engines)).convert_dtypes()
     roofs = measured_roofs(rows)
     peaks = [roofs.peak_gmacs(name) for name in (*engines, "by hand")]
     assert peaks == [roofs.float32_gmacs, None, roofs.float32_gmacs, None]
     table = rates(rows).set_index("method")
-    assert table.loc[["int8_product", "by hand"], "compute_s"].isna().all()
-    assert "compute" not in set(table.loc[["int8_product", "by hand"], "bound"])
+    without = table.loc[["int8_product", "by hand"]]
+    assert without["compute_s"].isna().all() and "compute" not in set(without["bound"])
     two_gemms = rates(rows.replace({"method": {"two_sided": "positive_matrix_product"}}))
     two_gemms = two_gemms.set_index("method").loc["positive_matrix_product", "compute_s"]
     assert two_gemms.to_numpy() == pytest.approx(2 * table.loc["two_sided", "compute_s"].to_numpy())
@@ -289,20 +271,12 @@ def code_of(notebook):
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def test_no_roof_is_timed_before_its_result_was_compared():
-    code = code_of("07_scaling.ipynb")
-    assert "reference=None" not in code
-    assert "error_bound=" in code and UINT8_PEAK in code
-
-
-def test_a_child_process_that_fails_says_why():
-    code = code_of("06_gemm_formulations.ipynb")
-    assert "check=True" not in code and "done.stderr" in code
-
-
-def test_peak_memory_below_what_the_system_counts_is_not_told_as_none():
-    for notebook in ("06_gemm_formulations.ipynb", "07_scaling.ipynb"):
-        assert "32 * 4096" in code_of(notebook) and 'f"< {' in code_of(notebook)
+def test_notebooks_prove_their_roofs_and_say_why_a_child_failed():
+    scaling, gemms = code_of("07_scaling.ipynb"), code_of("06_gemm_formulations.ipynb")
+    assert "reference=None" not in scaling and "error_bound=" in scaling and UINT8_PEAK in scaling
+    assert "check=True" not in gemms and "done.stderr" in gemms
+    for code in (scaling, gemms):  # peak memory below what the system counts is not told as none
+        assert "32 * 4096" in code and 'f"< {' in code
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -310,11 +284,12 @@ def test_peak_memory_on_cuda():
     forms = {"layer": linear_product, "gemm": int8_product}
     sizes = [ProblemSize(512, 256, 1024), ProblemSize(64, 32, 512)]
     rows = peak_memory(forms, dict.fromkeys(forms, sizes), device="cuda")
-    by_size = rows.set_index(["method", "batch_size"])
     assert (rows["state"] == "measured").all() and len(rows) == 4
-    for size in sizes:
-        M, N, K = vars(size).values()
-        assert by_size.loc[("layer", M), "operand_bytes"] == M * K + N * K
-        # float32 copies of both operands, the result, and what cuBLAS may want to work in
-        assert by_size.loc[("layer", M), "peak_bytes"] >= 4 * (M * K + N * K + M * N)
-        assert 4 * M * N <= by_size.loc[("gemm", M), "peak_bytes"] < 4 * (M * N + M * K)
+    for line in rows.to_dict("records"):
+        M, N, K = line["batch_size"], line["out_features"], line["in_features"]
+        assert line["operand_bytes"] == M * K + N * K
+        if line["method"] == "layer":
+            # float32 copies of both operands, the result, and what cuBLAS may want to work in
+            assert line["peak_bytes"] >= 4 * (M * K + N * K + M * N)
+        else:
+            assert 4 * M * N <= line["peak_bytes"] < 4 * (M * N + M * K)

@@ -38,16 +38,14 @@ def test_quartiles_by_hand():
 
 
 def test_the_ratio_is_the_median_of_paired_ratios_not_the_ratio_of_medians():
-    table = summarize(rows_of({"a": BASE, "b": [2.0, 2.0, 30.0, 4.0, 50.0]}), "a")
+    times = {"a": BASE, "b": [2.0, 2.0, 30.0, 4.0, 50.0], "few": [3.0]}
+    rows = rows_of(times).assign(run=pd.NA)  # without a run they are of one
+    table = summarize(rows, "a")
     # Paired: 2, 1, 10, 1, 10 -> 2. The ratio of the medians would be 4 / 3.
-    assert table.loc["b", "ratio"] == 2
-    assert table.loc["b", "ratio_min"] == 2
-    assert table.loc["b", "ratio_low"] <= 2 <= table.loc["b", "ratio_high"]
-
-
-def test_rounds_that_a_slow_method_missed_do_not_count():
-    rows = rows_of({"a": BASE, "b": [3.0]})
-    assert summarize(rows, "a").loc["b", "ratio"] == 3
+    line = table.loc["b"]
+    assert line["ratio"] == line["ratio_min"] == 2 and line["runs"] == 1
+    assert line["ratio_low"] <= 2 <= line["ratio_high"]
+    assert table.loc["few", "ratio"] == 3  # rounds that a slow method missed do not count
 
 
 def test_several_runs_give_the_range_over_them():
@@ -80,36 +78,14 @@ def test_a_claim_from_few_rounds_says_so(rounds, runs, told):
     assert (f" of {rounds} round" in tell_ratio(summarize(frames[0], "b"), "a")) == (rounds < 5)
 
 
-def test_rows_without_a_run_are_of_one():
-    table = summarize(rows_of({"a": BASE, "b": [2.0] * 5}).assign(run=pd.NA), "a")
-    assert table.loc["b", "runs"] == 1 and table.loc["b", "ratio"] == pytest.approx(2 / 3)
-
-
-def test_groups_have_their_own_baseline():
-    rows = pd.concat(
-        [
-            rows_of({"a": [1.0] * 3, "b": [2.0] * 3}, clock="host"),
-            rows_of({"a": [4.0] * 3, "b": [4.0] * 3}, clock="event"),
-        ]
-    )
-    table = summarize(rows, "a", by=["clock"])
-    assert table.loc[("host", "b"), "ratio"] == 2 and table.loc[("event", "b"), "ratio"] == 1
-
-
-def test_a_method_that_was_not_timed_keeps_its_line():
-    rows = rows_of({"a": BASE})
-    other = rows.iloc[:1].assign(method="b", state="not supported", seconds=None, exact=None)
-    table = summarize(pd.concat([rows, other]), "a")
-    assert table.loc["b", "state"] == "not supported" and pd.isna(table.loc["b", "median"])
-    assert in_milliseconds(table).loc["b", "median_ms"] == ""
-    assert "not supported" in tell_ratio(table, "b")
-
-
-def test_without_a_time_of_the_baseline_there_is_no_ratio_and_no_claim():
+def test_what_was_not_timed_keeps_its_line_and_compares_nothing():
     rows = rows_of({"a": BASE, "a" + AGAIN: BASE, "b": BASE})
     untimed = rows["method"].isin(["a", "a" + AGAIN])
     rows.loc[untimed, ["state", "seconds"]] = ["not supported", pd.NA]
     table = summarize(rows)
+    assert table.loc["a", "state"] == "not supported" and pd.isna(table.loc["a", "median"])
+    assert in_milliseconds(table).loc["a", "median_ms"] == ""
+    assert tell_ratio(table, "a") == "no time, being not supported"
     assert pd.isna(table.loc["b", "ratio"]) and not stands(table, "b")
     assert tell_ratio(table, "b") == "3,000 ms (a has no time here)"
 
@@ -137,24 +113,22 @@ def test_the_noise_floor_of_a_group_is_that_of_its_own_control():
     assert stands(by_one, (8, "b")) and not stands(by_one, (64, "b"))
 
 
-@pytest.mark.parametrize(
-    ("column", "values"),
-    [
-        ("clock", ("host", "event")),
-        ("dtype", ("int8", "float32")),
-        ("batch_size", (1, 256)),
-        ("threads", (1, 2)),
-        ("machine", ("epyc", "h200")),
-        ("device", ("cpu", "cuda")),
-    ],
-)
+MIXED = {"clock": ("host", "event"), "dtype": ("int8", "float32"), "batch_size": (1, 256)}
+MIXED |= {"threads": (1, 2), "machine": ("epyc", "h200"), "device": ("cpu", "cuda")}
+
+
+@pytest.mark.parametrize(("column", "values"), MIXED.items())
 def test_rows_that_must_not_be_mixed_are_refused(column, values):
-    rows = pd.concat([rows_of({"a": BASE, "b": BASE}, **{column: value}) for value in values])
-    with pytest.raises(
-        ValueError, match=rf"{column} \({values[0]}, {values[1]}\).*by=\['{column}'"
-    ):
+    frames = [
+        rows_of({"a": [base] * 3, "b": [2.0] * 3}, **{column: value})
+        for base, value in zip((1.0, 2.0), values, strict=True)
+    ]
+    rows = pd.concat(frames)
+    told = rf"{column} \({values[0]}, {values[1]}\).*by=\['{column}'"
+    with pytest.raises(ValueError, match=told):
         summarize(rows, "a")
-    assert len(summarize(rows, "a", by=[column])) == 4
+    own = summarize(rows, "a", by=[column])  # each group has its own baseline
+    assert own["ratio"].tolist() == [1, 2, 1, 1]
 
 
 def test_a_group_without_the_baseline_may_hold_methods_of_two_dtypes():
@@ -194,19 +168,22 @@ def test_warnings():
     assert summarize(rows_of({"a": steady}, cpu_s=0.96), "a").loc["a", "disturbed"] == 0
 
 
-def test_a_claim_stands_only_beyond_the_noise_floor():
-    def table(method, control):
-        runs = [
-            rows_of({"a": [1.0] * 3, "b": [b] * 3, "a" + AGAIN: [c] * 3}, run)
-            for run, (b, c) in enumerate(zip(method, control, strict=True))
-        ]
-        return summarize(pd.concat(runs))
+STANDING = [  # the ratios of two runs, and those of their controls
+    ((1.3, 1.4), (0.95, 1.05), True),
+    ((1.04, 1.4), (0.95, 1.05), False),
+    ((0.9, 1.4), (1.0, 1.0), False),
+    ((0.5, 0.6), (0.9, 1.1), True),
+]
 
-    assert stands(table([1.3, 1.4], [0.95, 1.05]), "b")
-    assert not stands(table([1.04, 1.4], [0.95, 1.05]), "b")
-    assert not stands(table([0.9, 1.4], [1.0, 1.0]), "b")
-    assert stands(table([0.5, 0.6], [0.9, 1.1]), "b")
-    assert "not told apart" in tell_ratio(table([1.04, 1.4], [0.95, 1.05]), "b")
+
+@pytest.mark.parametrize(("method", "control", "told"), STANDING)
+def test_a_claim_stands_only_beyond_the_noise_floor(method, control, told):
+    runs = [
+        rows_of({"a": [1.0] * 3, "b": [b] * 3, "a" + AGAIN: [again] * 3}, run)
+        for run, (b, again) in enumerate(zip(method, control, strict=True))
+    ]
+    table = summarize(pd.concat(runs))
+    assert stands(table, "b") == told == ("not told apart" not in tell_ratio(table, "b"))
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0, -1.0, float("nan")])
