@@ -5,7 +5,6 @@ where the processor has that, is fast at it and was found exact for the range of
 float32, over K blocks whose sums float32 holds.
 """
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -34,9 +33,9 @@ ROW_GAP = 64
 
 class _Kept(threading.local):
     def __init__(self):
-        # A buffer, and its views by their shapes: after a GEMM, which leaves nothing else in the
-        # caches, making a view takes as long as to add up a small result.
-        self.buffers: dict[tuple[str, torch.dtype], tuple[Tensor, dict[tuple, Tensor]]] = {}
+        # (name, dtype) -> a buffer, and its views by their shapes: after a GEMM, which leaves
+        # nothing else in the caches, making a view takes as long as to add up a small result.
+        self.buffers: dict[tuple, tuple[Tensor, dict[tuple, Tensor]]] = {}
 
 
 _kept = _Kept()
@@ -49,10 +48,7 @@ def scratch(
 
     A fresh temporary of megabytes is mapped and unmapped by the system at every call, which costs
     more than to fill it. CUDA has an allocator that keeps memory, and knows which stream still
-    reads it: there it is always fresh.
-
-    Args:
-        gap: elements between the rows of a matrix, on a CPU.
+    reads it: there it is always fresh. `gap` elements lie between the rows, on a CPU.
     """
     if device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -61,8 +57,8 @@ def scratch(
     found = views.get(shape)
     if found is not None:
         return found
-    width = shape[-1] + gap
-    elements = math.prod(shape[:-1]) * width
+    rows, width = shape[0], shape[1] + gap
+    elements = rows * width
     # A tensor that was made in inference mode could not be written to outside of it.
     with torch.inference_mode(False):
         if buffer is None or buffer.numel() < elements:
@@ -71,8 +67,7 @@ def scratch(
                 _kept.buffers[name, dtype] = buffer, views
         if len(views) >= MOST_VIEWS:
             views.clear()
-        rows = buffer[:elements].view(*shape[:-1], width)
-        view = views[shape] = rows[..., : shape[-1]]
+        view = views[shape] = buffer[:elements].view(rows, width)[:, : shape[1]]
     return view
 
 
@@ -140,8 +135,7 @@ def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         high = padded_gemm((a >> 7).view(torch.int8), b)
         return low.add_(high, alpha=128)
     M, N = a.shape[0], b.shape[1]
-    a, b = as_rows(a), as_rows(b.t())
-    y = torch._int_mm(aligned(pad(a, 8, at_least=24)), aligned(pad(b, 8)).t())
+    y = torch._int_mm(in_eights(as_rows(a), 24), in_eights(as_rows(b.t())).t())
     return y if y.shape == (M, N) else y[:M, :N].contiguous()
 
 
@@ -157,19 +151,19 @@ def _fits(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def pad(t: Tensor, multiple: int, at_least: int = 0) -> Tensor:
-    """Add rows and columns of zeros up to the next multiple, and rows up to `at_least`."""
+def in_eights(t: Tensor, at_least: int = 0) -> Tensor:
+    """The same int8 matrix as CUDA takes it, copied only where it must be.
+
+    Rows and columns of zeros fill it up to multiples of 8, rows up to `at_least` too; the first row
+    lies at a multiple of 16 bytes, and all rows in eights.
+    """
     rows, columns = t.shape
-    more_rows = max(at_least, -(-rows // multiple) * multiple) - rows
-    more_columns = -columns % multiple
-    return F.pad(t, (0, more_columns, 0, more_rows)) if more_rows or more_columns else t
-
-
-def aligned(t: Tensor) -> Tensor:
-    """The same int8 matrix with its first row at a multiple of 16 bytes and all rows in eights."""
-    if t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0:
-        return t
-    return t.clone(memory_format=torch.contiguous_format)
+    more_rows, more_columns = max(at_least - rows, -rows % 8), -columns % 8
+    if more_rows or more_columns:
+        return F.pad(t, (0, more_columns, 0, more_rows))
+    if t.stride(0) % 8 or t.data_ptr() % 16:
+        return t.clone(memory_format=torch.contiguous_format)
+    return t
 
 
 def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -186,18 +180,17 @@ def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return total.int() if out is None else out.copy_(total)
 
 
-def _with_gaps(w: Tensor) -> Tensor:
-    return F.pad(w, (0, ROW_GAP))[:, : w.shape[1]].t()
-
-
-def _as_rows_of_outputs(w: Tensor) -> Tensor:
-    return w.t().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-
-
 ENGINES = {
-    "direct": Engine("int8", 2**31 - 1, direct_gemm, _with_gaps),
+    "direct": Engine(
+        "int8", 2**31 - 1, direct_gemm, lambda w: F.pad(w, (0, ROW_GAP))[:, : w.shape[1]].t()
+    ),
     "padded": Engine("int8", 2**31 - 1, padded_gemm, lambda w: as_rows(w).t()),
-    "float32": Engine("float32", 2**24, float32_gemm, _as_rows_of_outputs),
+    "float32": Engine(
+        "float32",
+        2**24,
+        float32_gemm,
+        lambda w: w.t().to(torch.float32, memory_format=torch.contiguous_format),
+    ),
 }
 
 
@@ -219,10 +212,11 @@ def engine_for(device: torch.device, operands: str = INT8) -> Engine:
     key = operands, circumstances(device)
     engine = _engines.get(key)
     if engine is None:
-        choice = choose({"int8": by_int8, "float32": by_float32}, device, operands)
-        if choice.name is None:
-            raise NotAvailable(f"no GEMM is exact on {device} for {operands}: {choice.told()}.")
-        engine = int8_engine(device) if choice.name == "int8" else ENGINES["float32"]
+        name, findings = choose({"int8": by_int8, "float32": by_float32}, device, operands)
+        if name is None:
+            told = "; ".join(f"{name}: {finding}" for name, finding in findings.items())
+            raise NotAvailable(f"no GEMM is exact on {device} for {operands}: {told}.")
+        engine = int8_engine(device) if name == "int8" else ENGINES["float32"]
         _engines[key] = engine
     return engine
 
@@ -272,9 +266,9 @@ def sum_of_gemms(
 
     start: (N,) in the dtype of the accumulator, what every row begins with.
     """
-    (M, K), device = x.shape, x.device
+    M, K = x.shape
     if 0 in (M, N, K) or not terms:
-        return torch.zeros((M, N), dtype=accumulator, device=device)
+        return torch.zeros((M, N), dtype=accumulator, device=x.device)
     first = terms[0]
     if (
         first.form is None
@@ -286,7 +280,7 @@ def sum_of_gemms(
         y = engine.gemm(x, first.weights, None)
         terms = terms[1:]
     elif start is None:
-        y = torch.zeros((M, N), dtype=accumulator, device=device)
+        y = torch.zeros((M, N), dtype=accumulator, device=x.device)
     else:
         y = start.expand(M, N).clone(memory_format=torch.contiguous_format)
     for term in terms:
@@ -295,11 +289,11 @@ def sum_of_gemms(
 
 
 def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
-    (M, K), N, device = x.shape, y.shape[1], x.device
+    (M, K), N = x.shape, y.shape[1]
     weights, longest, form, scales = term
     width = form.width if form else 1
     longest = max(1, longest // width // 2 * 2)  # look-ups take pairs
-    rows, columns = _block_sizes(M, N, K, device, longest, form, engine)
+    rows, columns = _block_sizes(x, N, longest, form, engine)
     if y.dtype == torch.int32:  # what is multiplied modulo 2**32 may be scaled modulo 2**32
         scales = tuple((scale + 2**31) % 2**32 - 2**31 for scale in scales)
     w_blocks, lengths = (weights,), []  # views take time: of a single block there are none
@@ -313,24 +307,23 @@ def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
         x_blocks = x_rows.split(lengths, 1) if lengths else (x_rows,)
         for x_block, w_block in zip(x_blocks, w_blocks, strict=True):
             part = form.make(x_block) if form else x_block
-            out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, device)
+            out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, x.device)
             found = engine.gemm(part, w_block, out)
-            if len(scales) == 1:
-                y_rows.add_(found, alpha=scales[0])
-                continue
-            for scale, one in zip(scales, found.split(N, 1), strict=True):
+            each = (found,) if len(scales) == 1 else found.split(N, 1)
+            for scale, one in zip(scales, each, strict=True):
                 y_rows.add_(one, alpha=scale)
 
 
 def _block_sizes(
-    M: int, N: int, K: int, device: torch.device, longest: int, form: Form | None, engine: Engine
+    x: Tensor, N: int, longest: int, form: Form | None, engine: Engine
 ) -> tuple[int, int]:
     """Rows and columns of X that are taken at a time.
 
     The more outputs there are, the less forming the parts matters, and the more adding up the K
     blocks: the columns grow with N.
     """
-    if device.type != "cpu" or (form is None and engine.name == "int8"):
+    M, K = x.shape
+    if x.device.type != "cpu" or (form is None and engine.name == "int8"):
         return M, min(K, longest)
     width, block_bytes = (form.width, form.block_bytes) if form else (1, BLOCK_BYTES)
     elements = block_bytes * min(max(N // 128, 1), 8) * min(torch.get_num_threads(), 8) // width
@@ -347,12 +340,10 @@ def _lengths(K: int, longest: int, columns: int) -> list[int]:
     Weights that are small enough for a longer block than any would allow were added up between
     these multiples: it holds for the blocks there and for their parts, not for others as long.
     """
-    ends = [*range(longest, K, longest), K]
-    starts = [0, *ends[:-1]]
     return [
-        min(columns, end - k)
-        for start, end in zip(starts, ends, strict=True)
-        for k in range(start, end, columns)
+        min(columns, longest - k % longest, K - k)
+        for start in range(0, K, longest)
+        for k in range(start, min(start + longest, K), columns)
     ]
 
 

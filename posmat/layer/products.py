@@ -2,7 +2,7 @@
 
 Every method takes X (M, K) and W (N, K) and gives Y (M, N). With int8 operands the numbers are
 integers, and a method is called exact when it gives, number for number, what `integer_product`
-gives. From the reference down:
+gives. What `check_operands` refuses, every method refuses. From the reference down:
 
     integer_product            the reference: integers, whatever the size
     linear_product             the float32 layer, the baseline that speed is compared with
@@ -39,9 +39,6 @@ def integer_product(x: Tensor, w: Tensor) -> Tensor:
 
     CUDA has no integer matrix product of that width. There float64 does it, which holds every
     integer up to 2**53: exact for any order of summation while K <= 2**39.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_operands(x, w)
     if x.device.type == "cpu":
@@ -55,9 +52,6 @@ def linear_product(x: Tensor, w: Tensor) -> Tensor:
     int8 operands are converted first; float32 operands are used as they are, which is how a layer
     keeps its weights. float32 holds every integer up to 2**24 only, so int8 operands are
     *guaranteed* an exact sum for K <= 1,024; beyond that it depends on the numbers.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     return F.linear(x.float(), w.float())
@@ -73,11 +67,8 @@ def elementwise_product(x: Tensor, w: Tensor, block_elements: int | None = None)
 
     Args:
         x, w: X (M, K) and W (N, K), both int8 or both float32.
-        block_elements: how many partial products stand in memory at once; the default suits the
-            device.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`; or block_elements is below 1.
+        block_elements: how many partial products stand in memory at once, 1 or more; the default
+            suits the device.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
@@ -97,9 +88,6 @@ def unblocked_elementwise_product(x: Tensor, w: Tensor) -> Tensor:
 
     The seed's last form of a fully connected layer: 4 bytes for each of the M·N·K partial
     products, 1.2 GB at its size. int8 operands are multiplied as int32.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
@@ -120,12 +108,7 @@ def sign_magnitude_product(
     Args:
         x: X (M, K), int8.
         w: W (N, K), int8, or its signs and magnitudes computed before, as the seed does.
-        block_elements: how many partial products stand in memory at once; the default suits the
-            device.
-
-    Raises:
-        TypeError, ValueError: see `check_operands` and `as_sign_magnitude`; or block_elements is
-            below 1.
+        block_elements: see `elementwise_product`.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
@@ -148,9 +131,6 @@ def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Te
     and widens afterwards. Here the magnitudes are widened to int16 first, which holds 128 · 128.
     The result and the signs alone are 5 bytes for every one of the M·N·K partial products, and the
     conversions that PyTorch makes on the way, to int64 for the sum above all, are as much again.
-
-    Raises:
-        TypeError, ValueError: see `check_operands` and `as_sign_magnitude`.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)

@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posmat.layer.engines import Engine, Form, Term, engine_for, scratch, sum_of_gemms
-from posmat.layer.gemm import check_weight, like_int8, require_kind
-from posmat.layer.problem import check_operands
+from posmat.layer.gemm import PreparedWeight, check_for
 from posmat.layer.products import INT32_MAX_IN_FEATURES
 from posmat.layer.proof import INT8
 from posmat.multipliers.table import BitTerm, Multiplier, find_multiplier
@@ -42,7 +41,7 @@ LOOKUP_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}  # of rows of the table made at 
 GATHER_ROWS = 16  # up to so many rows of x, single look-ups are faster than rows of the table
 
 
-class InexactWeight:
+class InexactWeight(PreparedWeight):
     """int8 weights W (N, K), as they were when prepared, made ready for a multiplier.
 
     multiplier: the Multiplier.
@@ -51,8 +50,9 @@ class InexactWeight:
     """
 
     def __init__(self, w: Tensor, multiplier: Multiplier, path: str):
+        super().__init__(w)
+        path = _path(w, multiplier, path)
         self.multiplier, self.path = multiplier, path
-        self.shape, self.device = tuple(w.shape), w.device
         self.gemms = multiplier.gemm.count if path == "gemm" else int(path == "exact")
         # Partial sums may wrap on the way in int32: additions modulo 2**32 end where they should
         # as soon as the sum itself fits.
@@ -103,15 +103,16 @@ def prepare_inexact(w: Tensor, multiplier: str | Multiplier, path: str = "auto")
     Args:
         w: W (N, K), int8; later changes of it do not count.
         multiplier: a Multiplier or the name of a shipped one.
-        path: 'auto' chooses (see `choose_path`); 'exact', 'gemm' and 'lookup' ask for one.
+        path: 'exact', 'gemm' or 'lookup'; 'auto' takes 'exact' if every weight is one on which the
+            multiplier is exact for all inputs, else 'gemm', if it takes at most as many of them as
+            the look-up path takes the time of (see `LOOKUP_IN_GEMMS`), else 'lookup'.
 
     Raises:
         TypeError: w is not int8.
         ValueError: w is not a matrix or holds a -128 that the multiplier does not admit, there is
             no such multiplier or path, or 'exact' is asked for weights on which it is not.
     """
-    found = find_multiplier(multiplier)
-    return InexactWeight(w, found, choose_path(w, found, path))
+    return InexactWeight(w, find_multiplier(multiplier), path)
 
 
 def inexact_product(
@@ -137,7 +138,7 @@ def inexact_product(
         ValueError: the shapes do not fit, or x holds a -128 that the multiplier does not admit; see
             also `prepare_inexact`.
     """
-    require_kind("inexact_product", w, InexactWeight)
+    check_for("inexact_product", x, w, InexactWeight)
     prepared = isinstance(w, InexactWeight)
     if prepared and (multiplier is not None or path != "auto"):
         raise TypeError(
@@ -146,25 +147,13 @@ def inexact_product(
         )
     if not prepared and multiplier is None:
         raise TypeError("multiplier is missing: name one, or give w as prepare_inexact makes it.")
-    check_operands(x, like_int8(*w.shape, w.device) if prepared else w)
     return (w if prepared else prepare_inexact(w, multiplier, path)).product(x)
 
 
-def choose_path(w: Tensor, multiplier: str | Multiplier, path: str = "auto") -> str:
-    """Which way `inexact_product` takes for these weights.
-
-    'exact' if every weight is one on which the multiplier is exact for all inputs; else 'gemm', if
-    the multiplier takes at most as many of them as the look-up path takes the time of (see
-    `LOOKUP_IN_GEMMS`); else 'lookup'. A path other than 'auto' is given back, once it is known to
-    serve.
-
-    Raises:
-        TypeError, ValueError: see `prepare_inexact`.
-    """
-    found = find_multiplier(multiplier)
+def _path(w: Tensor, found: Multiplier, path: str) -> str:
+    """The way that is asked for, once it is known to serve; the one to take where it is 'auto'."""
     if path not in PATHS:
         raise ValueError(f"there is no path {path!r}: the paths are {', '.join(PATHS)}.")
-    check_weight(w)
     _check_admitted(w, "w", found, 0)
     if path in ("gemm", "lookup"):
         return path
@@ -183,12 +172,19 @@ def choose_path(w: Tensor, multiplier: str | Multiplier, path: str = "auto") -> 
     return "gemm" if found.gemm.count <= most else "lookup"
 
 
-def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
-    """What the multiplier adds to the exact product X Wᵀ: int64 (M, N), itself a product.
+def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
+    if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
+        return
+    i, j = (t == -128).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
+        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
+        f"{('rows', 'columns')[axis]}."
+    )
 
-    Raises:
-        TypeError, ValueError: see `inexact_product`.
-    """
+
+def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
+    """What the multiplier adds to the exact product X Wᵀ: int64 (M, N), itself a product."""
     return inexact_product(x, w, multiplier).long().sub_(inexact_product(x, w, "exact"))
 
 
@@ -206,33 +202,10 @@ class OutputError(NamedTuple):
 
 
 def output_error(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> OutputError:
-    """Bias and spread of every output of a layer W (N, K) over a batch X (M, K).
-
-    Raises:
-        TypeError, ValueError: see `inexact_product`.
-    """
+    """Bias and spread of every output of a layer W (N, K) over a batch X (M, K)."""
     error = error_product(x, w, multiplier).double()
     exact = inexact_product(x, w, "exact").double()
     return OutputError(error.mean(0), error.std(0, correction=0), exact.std(0, correction=0))
-
-
-def straight_through_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
-    """`inexact_product` for training: floating operands that hold int8 values, and a gradient.
-
-    Forward, the inexact product of these values, as floats of x's dtype (float32 is exact up to
-    2**24). Backward, the gradient of the exact product x wᵀ, as if the multiplier were a true one:
-    the straight-through estimate.
-
-    Args:
-        x, w: X (M, K) and W (N, K), floating, every element a whole number in -128..127.
-        multiplier: a Multiplier or the name of a shipped one.
-
-    Raises:
-        TypeError: an operand is not floating.
-        ValueError: an element is not a whole number in -128..127; see also `inexact_product`.
-    """
-    y = inexact_product(_as_int8(x, "x"), _as_int8(w, "w"), multiplier)
-    return _StraightThrough.apply(x, w, y)
 
 
 # --- by GEMMs -------------------------------------------------------------------------------------
@@ -429,48 +402,3 @@ def _scaled(part: Tensor, scale: int, y: Tensor) -> Tensor:
     """part · scale in y's dtype; in int32 modulo 2**32, as the sum's bound allows."""
     whole = part.long() if y.dtype == torch.int64 or scale >= 2**31 else part.to(y.dtype)
     return (whole * scale).to(y.dtype) if scale != 1 else whole
-
-
-# --- operands and gradients -----------------------------------------------------------------------
-
-
-def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
-    if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
-        return
-    i, j = (t == -128).nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
-        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
-        f"{('rows', 'columns')[axis]}."
-    )
-
-
-def _as_int8(t: Tensor, name: str) -> Tensor:
-    """The int8 values that a floating tensor holds, if it holds nothing else."""
-    if not isinstance(t, Tensor) or not t.is_floating_point():
-        found = t.dtype if isinstance(t, Tensor) else type(t).__name__
-        raise TypeError(f"{name} is {found}: a gradient is taken of floating operands.")
-    values = t.detach()
-    wrong = (values != values.round()) | (values < -128) | (values > 127) | values.isnan()
-    if bool(wrong.any()):
-        raise ValueError(
-            f"{name} holds {float(values[wrong][0])!r}: every element must be a whole number in "
-            "-128..127; scale and round it first, straight through as well."
-        )
-    return values.to(torch.int8)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the inexact product, which is given, backward the exact product's gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return y.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, w = ctx.saved_tensors
-        grad_x = grad @ w.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_w = (grad.T @ x.to(grad.dtype)).to(w.dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_w, None
