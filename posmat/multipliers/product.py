@@ -10,8 +10,8 @@ The ways there, all equal number for number:
     "gemm"     1 + r GEMMs, by the engine that `posmat.layer.engines` chooses: int8 or float32
     "lookup"   the table, by rows: for each k, table[w[:, k]] is one row of N for each value of x
 
-What the weights need is prepared once, by `prepare_inexact`, and then multiplied with as often as
-one likes: `inexact_product(x, prepared)`.
+What the weights need is prepared once, by `prepare_inexact`. What `inexact_product` refuses, the
+errors that are made of it refuse too.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,8 @@ from posmat.layer.engines import Engine, Form, Term, engine_for, scratch, sum_of
 from posmat.layer.gemm import PreparedWeight, check_for
 from posmat.layer.products import INT32_MAX_IN_FEATURES
 from posmat.layer.proof import INT8
-from posmat.multipliers.table import BitTerm, Multiplier, find_multiplier
+from posmat.multipliers.gemms import BitTerm
+from posmat.multipliers.table import Multiplier, find_multiplier
 
 PATHS = ("auto", "exact", "gemm", "lookup")
 
@@ -121,9 +122,7 @@ def inexact_product(
     multiplier: str | Multiplier | None = None,
     path: str = "auto",
 ) -> Tensor:
-    """The product X Wᵀ in which every multiplication is done by an inexact multiplier.
-
-    Equal, number for number, to summing the table over the inner dimension.
+    """The product X Wᵀ by an inexact multiplier: number for number the sum of its table over K.
 
     Args:
         x: X (M, K), int8.
@@ -208,9 +207,6 @@ def output_error(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> OutputEr
     return OutputError(error.mean(0), error.std(0, correction=0), exact.std(0, correction=0))
 
 
-# --- by GEMMs -------------------------------------------------------------------------------------
-
-
 def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
     """The multiplier's GEMMs of weights (N, K), laid out for an engine.
 
@@ -230,15 +226,12 @@ def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
         terms.append(term(factors, 128, form=Form(partial(_embed, bits, xor))))
     for scale, (weights, inputs) in gemm.columns.items():
         for start, count, columns in _chunks(weights.shape[1]):
-            pad = ((0, 0), (0, columns - count))
-            of_weight = np.pad(weights[:, start : start + count], pad)
-            of_input = np.pad(inputs[:, start : start + count], pad)
-            keys, rows = _rows_by_index(of_input)
-            form = Form(
-                partial(_look_up, keys, rows.to(w.device)),
-                width=columns,
-                block_bytes=COLUMN_BYTES,
+            of_weight, of_input = (
+                np.pad(factors[:, start : start + count], ((0, 0), (0, columns - count)))
+                for factors in (weights, inputs)
             )
+            keys, rows = _rows_by_index(of_input)
+            form = Form(partial(_look_up, keys, rows.to(w.device)), columns, COLUMN_BYTES)
             largest = int(np.abs(of_input.astype(int)).max())
             terms.append(term(of_weight, largest, form=form, scales=(scale,)))
     return terms
@@ -329,9 +322,6 @@ def _look_up(keys: int, rows: Tensor, x: Tensor) -> Tensor:
     return found.view(torch.int8)
 
 
-# --- by look-ups ----------------------------------------------------------------------------------
-
-
 class _Table:
     """The table itself, by rows of it, or by single look-ups where x has few rows.
 
@@ -367,35 +357,23 @@ class _Table:
             elements = LOOKUP_ELEMENTS.get(x.device.type, LOOKUP_ELEMENTS["cpu"])
             k_step = max(1, min(elements // (256 * n_step), limit, self.K))
             for n in range(0, self.N, n_step):
-                self._add_outputs(x, y[:, n : n + n_step], self.codes[n : n + n_step], k_step,
-                                  scale, table, limit)  # fmt: skip
-
-    def _add_outputs(
-        self,
-        x: Tensor,
-        y: Tensor,
-        codes: Tensor,
-        k_step: int,
-        scale: int,
-        table: Tensor,
-        limit: int,
-    ) -> None:
-        total = torch.zeros(y.shape, dtype=torch.float32, device=x.device)
-        summed = 0
-        for k in range(0, self.K, k_step):
-            columns = codes[:, k : k + k_step].T  # (k, n)
-            count = len(columns)
-            if summed + count > limit:
-                y.add_(_scaled(total, scale, y))
-                total.zero_()
+                y_block = y[:, n : n + n_step]
+                total = torch.zeros(y_block.shape, dtype=torch.float32, device=x.device)
                 summed = 0
-            # (v, k, n): row v · count + k is table[w[:, k], v]
-            rows = torch.index_select(table, 1, columns.reshape(-1)).view(256 * count, -1)
-            index = x[:, k : k + count].contiguous().view(torch.uint8).int().mul_(count)
-            index.add_(torch.arange(count, dtype=torch.int32, device=x.device))
-            total.add_(F.embedding_bag(index, rows, mode="sum"))
-            summed += count
-        y.add_(_scaled(total, scale, y))
+                for k in range(0, self.K, k_step):
+                    codes = self.codes[n : n + n_step, k : k + k_step].T  # (k, n)
+                    count = len(codes)
+                    if summed + count > limit:
+                        y_block.add_(_scaled(total, scale, y))
+                        total.zero_()
+                        summed = 0
+                    # (v, k, n): row v · count + k is table[w[:, k], v]
+                    rows = torch.index_select(table, 1, codes.reshape(-1)).view(256 * count, -1)
+                    index = x[:, k : k + count].contiguous().view(torch.uint8).int().mul_(count)
+                    index.add_(torch.arange(count, dtype=torch.int32, device=x.device))
+                    total.add_(F.embedding_bag(index, rows, mode="sum"))
+                    summed += count
+                y_block.add_(_scaled(total, scale, y))
 
 
 def _scaled(part: Tensor, scale: int, y: Tensor) -> Tensor:

@@ -30,30 +30,22 @@ class DigitImages(NamedTuple):
     test: Tensor
     test_labels: Tensor
 
-    def to(self, device: torch.device | str) -> "DigitImages":
-        """The same images on another device."""
-        return DigitImages(*(part.to(device) for part in self))
 
-
-def load_digit_images(seed: int = 0, test_share: float = TEST_SHARE) -> DigitImages:
+def load_digit_images(seed: int = 0) -> DigitImages:
     """Split the digits into a part to train with and a part to test with, on the CPU.
 
-    Args:
-        seed: of the split, which keeps every digit's share in both parts.
-        test_share: of the images that are for testing.
+    The seed is that of the split, which keeps every digit's share in both parts.
     """
     from sklearn.datasets import load_digits  # takes a second to load
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
     train, test, train_labels, test_labels = train_test_split(
-        pixels / 16, labels, test_size=test_share, random_state=seed, stratify=labels
+        pixels / 16, labels, test_size=TEST_SHARE, random_state=seed, stratify=labels
     )
+    parts = (train, train_labels, test, test_labels)
     return DigitImages(
-        torch.tensor(train, dtype=torch.float32),
-        torch.tensor(train_labels),
-        torch.tensor(test, dtype=torch.float32),
-        torch.tensor(test_labels),
+        *(torch.tensor(p, dtype=torch.float32 if p.ndim > 1 else None) for p in parts)
     )
 
 
@@ -64,12 +56,7 @@ def train_network(
 
     On the CPU, whatever the device of the experiment: the same seed gives the same network there.
     The caller's random state is left as it was.
-
-    Raises:
-        ValueError: the images are not on the CPU.
     """
-    if images.train.device.type != "cpu":
-        raise ValueError(f"the images are on {images.train.device}: train with those on the CPU.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -128,12 +115,11 @@ class QuantizedNetwork:
 
     def to(self, device: torch.device | str) -> "QuantizedNetwork":
         """The same network on another device."""
-        return QuantizedNetwork(
-            tuple(
-                layer._replace(weight=layer.weight.to(device), bias=layer.bias.to(device))
-                for layer in self.layers
-            )
+        layers = (
+            layer._replace(weight=layer.weight.to(device), bias=layer.bias.to(device))
+            for layer in self.layers
         )
+        return QuantizedNetwork(tuple(layers))
 
 
 def quantize_network(
@@ -141,10 +127,9 @@ def quantize_network(
     images: Tensor,
     quantize: Callable[[Tensor], Quantized] = quantize_magnitudes,
 ) -> QuantizedNetwork:
-    """Quantize a trained network's weights with `quantize` and its inputs to 0..127.
+    """Quantize a trained network's weights and its inputs, which become 0..127.
 
     Args:
-        network: what `train_network` gave.
         images: (M, K) in 0..1, on which the largest input of each layer is found.
         quantize: float weight -> Quantized, such as `quantize_fibonacci`.
     """
@@ -174,16 +159,12 @@ class MeanDifference(NamedTuple):
     high: float | None
 
 
-def mean_difference(differences: Sequence[float], test_share: float = TEST_SHARE) -> MeanDifference:
+def mean_difference(differences: Sequence[float]) -> MeanDifference:
     """The mean over random splits of the same images, with an interval that knows that they share.
 
     Splits of the same images are not independent, and a plain t interval over them is too narrow.
     By Nadeau and Bengio's correction (Inference for the Generalization Error, 2003) the variance of
     the mean is that of one split times 1/n + test images / training images, rather than 1/n.
-
-    Args:
-        differences: of an accuracy between two ways, one for each split.
-        test_share: of the images that each split tests with.
 
     Raises:
         ValueError: there are no differences.
@@ -196,6 +177,6 @@ def mean_difference(differences: Sequence[float], test_share: float = TEST_SHARE
     mean, n = float(values.mean()), len(values)
     if n < FEWEST_SPLITS:
         return MeanDifference(mean, None, None)
-    variance = float(values.var()) * (1 / n + test_share / (1 - test_share))
+    variance = float(values.var()) * (1 / n + TEST_SHARE / (1 - TEST_SHARE))
     reach = float(stats.t.ppf(0.975, n - 1)) * variance**0.5
     return MeanDifference(mean, mean - reach, mean + reach)
