@@ -28,9 +28,6 @@ LARGEST = {torch.int8: 128, torch.uint8: 255}  # the largest magnitude of a left
 ROW_GAP = 64
 
 
-# --- scratch memory ------------------------------------------------------------------------------
-
-
 class _Kept(threading.local):
     def __init__(self):
         # (name, dtype) -> a buffer, and its views by their shapes: after a GEMM, which leaves
@@ -76,21 +73,17 @@ def release_scratch() -> None:
     _kept.buffers.clear()
 
 
-# --- engines: how a device multiplies ------------------------------------------------------------
-
-
 class Engine(NamedTuple):
-    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8.
+    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8 or as it was prepared.
 
     gemm: (a, b, out) -> a b as int32 (M, R), exact while no partial sum can exceed `largest_sum`;
-        b is int8 or rows of what `prepare` gave, and `out` is memory that it may use.
-    prepare: int8 weights (R, K) -> (K, R), laid out for the engine.
+        `out` is memory that it may use.
     """
 
     name: str
     largest_sum: int
     gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    prepare: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]  # int8 weights (R, K) -> (K, R), laid out
 
     def longest(self, largest_product: int) -> int:
         """The largest K that is exact, whatever the order of summation; in eights, as CUDA asks."""
@@ -202,9 +195,8 @@ def int8_engine(device: torch.device) -> Engine:
 def engine_for(device: torch.device, operands: str = INT8) -> Engine:
     """The fastest engine that was found exact on a device, for left operands of a range.
 
-    Args:
-        operands: INT8, MAGNITUDES (bytes to 128) or BYTES (to 255), which saturate sums in 16 bits
-            where bytes to 128 do not.
+    The ranges are INT8, MAGNITUDES (bytes to 128) and BYTES (to 255), which saturate sums in 16
+    bits where bytes to 128 do not.
 
     Raises:
         NotAvailable: none is exact, which no known device is the case for.
@@ -224,33 +216,20 @@ def engine_for(device: torch.device, operands: str = INT8) -> Engine:
 _engines: dict[tuple, Engine] = {}
 
 
-# --- sums of GEMMs -------------------------------------------------------------------------------
-
-
 class Form(NamedTuple):
-    """What a GEMM takes of X in the place of X.
+    """What a GEMM takes of X in the place of X."""
 
-    make: x (m, k), int8 -> a part (m, k · width), int8 or uint8, as scratch memory.
-    width: columns of the part for each of x.
-    block_bytes: of the part that are made at a time on a CPU, for 128 outputs and one thread.
-    """
-
-    make: Callable[[Tensor], Tensor]
-    width: int = 1
-    block_bytes: int = BLOCK_BYTES
+    make: Callable[[Tensor], Tensor]  # x (m, k), int8 -> (m, k · width), a byte each, as scratch
+    width: int = 1  # columns of the part for each of x
+    block_bytes: int = BLOCK_BYTES  # of the part, made at a time
 
 
 class Term(NamedTuple):
-    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that stand side by side.
+    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that stand side by side."""
 
-    weights: (K · width, len(scales) · N), int8 or as the engine prepared it.
-    longest: the most of the rows of `weights` that the engine may sum at once.
-    form: None for X itself.
-    """
-
-    weights: Tensor
-    longest: int
-    form: Form | None = None
+    weights: Tensor  # (K · width, len(scales) · N), int8 or as the engine prepared it
+    longest: int  # the most of these rows that the engine may sum at once
+    form: Form | None = None  # None for X itself
     scales: tuple[int, ...] = (1,)
 
 
@@ -264,25 +243,18 @@ def sum_of_gemms(
 ) -> Tensor:
     """The sum of terms, (M, N): in int32 modulo 2**32, which is right where the whole sum fits.
 
-    start: (N,) in the dtype of the accumulator, what every row begins with.
+    Every row begins with `start`, (N,) in the dtype of the accumulator.
     """
     M, K = x.shape
     if 0 in (M, N, K) or not terms:
         return torch.zeros((M, N), dtype=accumulator, device=x.device)
-    first = terms[0]
-    if (
-        first.form is None
-        and first.scales == (1,)
-        and accumulator == torch.int32
-        and first.longest >= K
-        and start is None
-    ):
-        y = engine.gemm(x, first.weights, None)
-        terms = terms[1:]
-    elif start is None:
-        y = torch.zeros((M, N), dtype=accumulator, device=x.device)
-    else:
+    weights, longest, form, scales = terms[0]
+    if start is not None:
         y = start.expand(M, N).clone(memory_format=torch.contiguous_format)
+    elif form is None and scales == (1,) and accumulator == torch.int32 and longest >= K:
+        y, terms = engine.gemm(x, weights, None), terms[1:]
+    else:
+        y = torch.zeros((M, N), dtype=accumulator, device=x.device)
     for term in terms:
         _add_term(x, y, term, engine)
     return y

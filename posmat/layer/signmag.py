@@ -7,14 +7,10 @@ from torch import Tensor
 
 
 class SignMagnitude(NamedTuple):
-    """An int8 tensor split in two, each part with the shape of the whole.
+    """An int8 tensor split in two, each part with the shape of the whole."""
 
-    sign: int8, -1, 0 or +1 as `torch.sign` gives it.
-    magnitude: uint8, 0..128.
-    """
-
-    sign: Tensor
-    magnitude: Tensor
+    sign: Tensor  # int8, -1, 0 or +1 as `torch.sign` gives it
+    magnitude: Tensor  # uint8, 0..128
 
 
 def to_sign_magnitude(x: Tensor) -> SignMagnitude:

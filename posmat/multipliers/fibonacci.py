@@ -74,18 +74,12 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
 
 
 class Quantized(NamedTuple):
-    """A float weight as int8 times a scale, and what was lost.
+    """A float weight as int8 times a scale, and what was lost: real = scale · weight."""
 
-    weight: int8, in the shape of the float weight; real = scale · weight.
-    scale: the one scale of the whole tensor.
-    mean_squared_error: the mean of (real - float weight)².
-    relative_error: the square root of the sum of these squares over the sum of the weights' own.
-    """
-
-    weight: Tensor
-    scale: float
-    mean_squared_error: float
-    relative_error: float
+    weight: Tensor  # int8, in the shape of the float weight
+    scale: float  # the one scale of the whole tensor
+    mean_squared_error: float  # the mean of (real - float weight)²
+    relative_error: float  # √(the sum of these squares / the sum of the weights' own)
 
 
 def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:

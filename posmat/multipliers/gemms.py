@@ -28,14 +28,10 @@ class BitTerm(NamedTuple):
 
 
 class ClosedForm(NamedTuple):
-    """m(w, x) = linear(w) · x + sum of coefficient(w) · term(x), for magnitudes 0..128.
+    """m(w, x) = linear(w) · x + sum of coefficient(w) · term(x), for magnitudes 0..128."""
 
-    linear: (129,) integers.
-    terms: pairs of coefficients (129,) and a BitTerm.
-    """
-
-    linear: np.ndarray
-    terms: tuple[tuple[np.ndarray, BitTerm], ...] = ()
+    linear: np.ndarray  # (129,) integers
+    terms: tuple[tuple[np.ndarray, BitTerm], ...] = ()  # coefficients (129,), and of what
 
     def error_factors(self) -> Factorization:
         """The factors of m(w, x) - w · x, of which none is 0."""

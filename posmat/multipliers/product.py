@@ -188,16 +188,11 @@ def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
 
 
 class OutputError(NamedTuple):
-    """A layer's error under a multiplier, per output and over a batch, each (N,) float64.
+    """A layer's error under a multiplier, per output and over a batch, each (N,) float64."""
 
-    bias: the mean of inexact minus exact.
-    spread: its standard deviation.
-    signal: the standard deviation of the exact output, to compare with.
-    """
-
-    bias: Tensor
-    spread: Tensor
-    signal: Tensor
+    bias: Tensor  # the mean of inexact minus exact
+    spread: Tensor  # its standard deviation
+    signal: Tensor  # the standard deviation of the exact output, to compare with
 
 
 def output_error(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> OutputError:

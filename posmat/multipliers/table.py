@@ -41,21 +41,14 @@ MANY_TERMS = 4  # more functions of bits than that are looked up together in les
 
 
 class ErrorStatistics(NamedTuple):
-    """What a multiplier's error is over a set of operand pairs, each pair counted once.
-
-    pairs: how many pairs.
-    probability: the share of pairs with a wrong product.
-    mean, max: of the error's absolute value.
-    bias: the mean of the error itself, product minus true product.
-    mean_relative: the mean of |error / true product| where the true product is not 0.
-    """
+    """What a multiplier's error is over a set of operand pairs, each pair counted once."""
 
     pairs: int
-    probability: float
-    mean: float
-    max: int
-    bias: float
-    mean_relative: float
+    probability: float  # the share of pairs with a wrong product
+    mean: float  # of the error's absolute value
+    max: int  # of the same
+    bias: float  # the mean of the error itself, product minus true product
+    mean_relative: float  # the mean of |error / true product| where the true product is not 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +151,7 @@ class Multiplier:
     ) -> ErrorStatistics:
         """The error over all pairs of `weights` and `inputs`; by default over the whole table.
 
-        Args:
-            weights, inputs: operands as they index the table, for example the Fibonacci codes or
-                `range(128)`.
+        They are operands as they index the table, for example `range(128)`.
 
         Raises:
             ValueError: an operand is not in the table, or there are none.
@@ -385,9 +376,6 @@ def _checked_table(table: Any, convention: str, name: str) -> np.ndarray:
     own = table.astype(np.int32)
     own.setflags(write=False)
     return own
-
-
-# --- the shipped ones -----------------------------------------------------------------------------
 
 
 def _merged_rows(group: int, merge: np.ufunc) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -7,7 +7,6 @@ multiplier, so that two multipliers whose sums agree give the same logits, bit f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,21 +31,16 @@ class DigitImages(NamedTuple):
 
 
 def load_digit_images(seed: int = 0) -> DigitImages:
-    """Split the digits into a part to train with and a part to test with, on the CPU.
-
-    The seed is that of the split, which keeps every digit's share in both parts.
-    """
+    """Split the digits by a seed, each with its share in both parts; on the CPU."""
     from sklearn.datasets import load_digits  # takes a second to load
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
-    train, test, train_labels, test_labels = train_test_split(
-        pixels / 16, labels, test_size=TEST_SHARE, random_state=seed, stratify=labels
+    pixels, labels = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
+    train, test = train_test_split(
+        range(len(labels)), test_size=TEST_SHARE, random_state=seed, stratify=labels
     )
-    parts = (train, train_labels, test, test_labels)
-    return DigitImages(
-        *(torch.tensor(p, dtype=torch.float32 if p.ndim > 1 else None) for p in parts)
-    )
+    return DigitImages(pixels[train], labels[train], pixels[test], labels[test])
 
 
 def train_network(
@@ -73,18 +67,12 @@ def train_network(
 
 
 class QuantizedLayer(NamedTuple):
-    """One fully connected layer in integers: logits = scale · sums + bias.
+    """One fully connected layer in integers: logits = scale · sums + bias."""
 
-    weight: int8 (N, K).
-    bias: float64 (N,).
-    input_scale: what one step of the int8 input is worth.
-    scale: what one step of the sum is worth, the input's scale times the weight's.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    input_scale: float
-    scale: float
+    weight: Tensor  # int8 (N, K)
+    bias: Tensor  # float64 (N,)
+    input_scale: float  # what one step of the int8 input is worth
+    scale: float  # what one step of the sum is worth, the input's scale times the weight's
 
 
 class NetworkOutput(NamedTuple):
@@ -94,8 +82,7 @@ class NetworkOutput(NamedTuple):
     logits: Tensor
 
 
-@dataclass(frozen=True)
-class QuantizedNetwork:
+class QuantizedNetwork(NamedTuple):
     """Fully connected layers in integers, with a ReLU after each but the last."""
 
     layers: tuple[QuantizedLayer, ...]
@@ -129,9 +116,8 @@ def quantize_network(
 ) -> QuantizedNetwork:
     """Quantize a trained network's weights and its inputs, which become 0..127.
 
-    Args:
-        images: (M, K) in 0..1, on which the largest input of each layer is found.
-        quantize: float weight -> Quantized, such as `quantize_fibonacci`.
+    On the images, (M, K) in 0..1, the largest input of each layer is found. `quantize` gives a float
+    weight as Quantized, such as `quantize_fibonacci` does.
     """
     layers, values = [], images
     for module in network:
@@ -149,13 +135,10 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 class MeanDifference(NamedTuple):
-    """The mean of differences over splits of the same images, and its 95 % interval.
-
-    low, high: None where there are too few splits to tell.
-    """
+    """The mean of differences over splits of the same images, and its 95 % interval."""
 
     mean: float
-    low: float | None
+    low: float | None  # None where there are too few splits to tell
     high: float | None
 
 
