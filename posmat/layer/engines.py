@@ -225,7 +225,7 @@ class Form(NamedTuple):
 
 
 class Term(NamedTuple):
-    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that stand side by side."""
+    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that lie side by side."""
 
     weights: Tensor  # (K · width, len(scales) · N), int8 or as the engine prepared it
     longest: int  # the most of these rows that the engine may sum at once

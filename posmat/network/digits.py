@@ -116,8 +116,8 @@ def quantize_network(
 ) -> QuantizedNetwork:
     """Quantize a trained network's weights and its inputs, which become 0..127.
 
-    On the images, (M, K) in 0..1, the largest input of each layer is found. `quantize` gives a float
-    weight as Quantized, such as `quantize_fibonacci` does.
+    On the images, (M, K) in 0..1, the largest input of each layer is found. `quantize` makes float
+    weights Quantized, as `quantize_fibonacci` does.
     """
     layers, values = [], images
     for module in network:
