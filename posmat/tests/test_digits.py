@@ -35,9 +35,8 @@ def test_the_split_is_whole_and_by_seed(images):
     assert len(images.train) + len(images.test) == 1797
     assert images.train.min() == 0 and images.train.max() == 1
     assert set(images.test_labels.tolist()) == set(range(10))
-    again, other = load_digit_images(seed=0), load_digit_images(seed=1)
-    assert torch.equal(images.test, again.test)
-    assert not torch.equal(images.test_labels, other.test_labels)
+    assert torch.equal(images.test, load_digit_images(seed=0).test)
+    assert not torch.equal(images.test_labels, load_digit_images(seed=1).test_labels)
     seen = {tuple(row) for row in images.train.tolist()}
     assert not any(tuple(row) in seen for row in images.test.tolist())  # no image is in both parts
 

@@ -178,24 +178,22 @@ def test_a_device_without_an_int8_gemm_takes_float32(method, monkeypatch, nothin
             check(method, x.clamp(min=90), -w.clamp(min=90))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in WAYS if name not in ("exact_product", "int8_product")]
-)
-def test_blocks_of_rows_and_columns(name, use_engine, monkeypatch, threads):
+@every_way
+def test_blocks_of_rows_and_columns(method, use_engine, monkeypatch, threads):
     """Blocks that do not divide the sizes, and a last one of a single column."""
     threads(1)
     use_engine("float32")
     x, w = operands(1300, 5, 49)
+    forms = {name: getattr(gemm, name) for name in ("MAGNITUDE", "POSITIVE_PART", "SHIFTED")}
     for columns in (1, 6, 8):
         monkeypatch.setattr(engines, "BLOCK_BYTES", 256 * columns)
-        for form in (None, gemm.SHIFTED._replace(block_bytes=256 * columns)):
-            sizes = engines._block_sizes(x, 5, 10**6, form, ENGINES["float32"])
+        for name, form in forms.items():
+            cut = form._replace(block_bytes=256 * columns)
+            monkeypatch.setattr(gemm, name, cut)
+            sizes = engines._block_sizes(x, 5, 10**6, cut, ENGINES["float32"])
             assert sizes == (256, columns)
-        for part in ("MAGNITUDE", "POSITIVE_PART", "SHIFTED"):
-            form = getattr(gemm, part)._replace(block_bytes=256 * columns)
-            monkeypatch.setattr(gemm, part, form)
-        check(WAYS[name], x, w)
-        check(WAYS[name], x.t().contiguous().t(), w.t().contiguous().t())
+        check(method, x, w)
+        check(method, x.t().contiguous().t(), w.t().contiguous().t())
 
 
 def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
@@ -210,17 +208,13 @@ def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: engine)
     x, w = operands(64, 64, 1100)
     for weight in (w, prepare_positive(w)):
-        check_prepared(x, w, weight)
+        assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
         assert {(dtype, lowest) for dtype, _, lowest in seen} == {(torch.uint8, 0)}
         assert max(largest for _, largest, _ in seen) == 255
         seen.clear()
     check(one_sided_product, x, w)
     assert {dtype for dtype, _, _ in seen} == {torch.uint8}
     assert max(largest for _, largest, _ in seen) == 128
-
-
-def check_prepared(x, w, weight):
-    assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
 
 
 def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
@@ -233,15 +227,11 @@ def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
     assert torch.equal((positive + negative).int() + lowest, w.int().abs())
     assert not (positive * negative).any()
     assert weight.start.tolist() == (-128 * w.long().sum(1)).tolist()
-    # Without a -128 two GEMMs are enough.
+    # Without a -128 two GEMMs are enough, and of Fibonacci codes both parts are Fibonacci codes.
     assert prepare_positive(w.clamp(min=-127)).scales == (1, -1)
-
-
-def test_the_parts_of_fibonacci_codes_are_fibonacci_codes():
-    w = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0))).weight
-    parts = prepare_positive(w).parts
+    codes = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)))
+    parts = prepare_positive(codes.weight).parts
     assert len(parts) == 40 and bool(is_fibonacci(parts).all())
-    assert not bool(is_fibonacci(prepare_positive(operands(1, 20, 60)[1]).parts).all())
 
 
 @pytest.mark.parametrize(("total", "length"), [(65_793, 1600), (65_795, 800)])
@@ -257,8 +247,7 @@ def test_the_longest_block_of_the_weights_at_hand_from_both_sides(total, length,
         assert prepared.term(engine).longest == length
         assert longest_block(weight, 255, engine) == length
         x = constant(300, 1600, 127)
-        check_prepared(x, weight, prepared)
-        check(positive_matrix_product, x, weight)
+        assert torch.equal(positive_matrix_product(x, prepared).long(), integer_product(x, weight))
     if length == 800:  # all in one half, which is too much for it too
         halves = torch.cat([w[:, :800] + w[:, 800:], 0 * w[:, 800:]], 1)
         assert int(halves[:, :800].sum()) == total and longest_block(halves, 255, engine) == 536
@@ -279,7 +268,8 @@ def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_eng
     w[:, 10_240 - 500 : 10_240 + 499] = 127
     weight = prepare_positive(w)
     assert weight.term(ENGINES["float32"]).longest == 10_240
-    check_prepared(constant(256, 20_480, 127), w, weight)
+    x = constant(256, 20_480, 127)
+    assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
     for K, longest, columns in ((20_480, 10_240, 9216), (100, 40, 16), (7, 3, 2), (9, 9, 9)):
         lengths = torch.tensor(engines._lengths(K, longest, columns))
         ends = lengths.cumsum(0)
@@ -351,14 +341,14 @@ def test_operands_that_do_not_fit_are_refused(method):
         method(x.to("meta"), w)
 
 
-@pytest.mark.parametrize("prepare", [prepare_positive, prepare_float32])
-def test_only_matrices_of_int8_are_prepared(prepare):
+def test_only_matrices_of_int8_are_prepared():
     w = operands(1, 3, 8)[1]
-    for other in (w.float(), w.view(torch.uint8), w.int(), w.numpy(), prepare(w)):
-        with pytest.raises(TypeError, match=r"the weights must be torch\.int8"):
-            prepare(other)
-    with pytest.raises(ValueError, match="must be a matrix"):
-        prepare(w[0])
+    for _, prepare in PREPARED:
+        for other in (w.float(), w.view(torch.uint8), w.int(), w.numpy(), prepare(w)):
+            with pytest.raises(TypeError, match=r"the weights must be torch\.int8"):
+                prepare(other)
+        with pytest.raises(ValueError, match="must be a matrix"):
+            prepare(w[0])
 
 
 def test_weights_prepared_for_another_method_are_refused():
@@ -367,13 +357,10 @@ def test_weights_prepared_for_another_method_are_refused():
         float32_product: prepare_float32(w),
         positive_matrix_product: prepare_positive(w),
         inexact_product: prepare_inexact(w, "exact"),
-        one_sided_product: None,
-        int8_product: None,
-        exact_product: None,
     }
-    for method, weight in own.items():
+    for method in (*METHODS, inexact_product):
         for foreign in (*own.values(), w.numpy()):
-            if foreign is not None and foreign is not weight:
+            if foreign is not own.get(method):
                 with pytest.raises(TypeError, match=f"w is a .*: {method.__name__} takes an int8"):
                     method(x, foreign)
 
@@ -386,11 +373,11 @@ def test_explain_names_the_choice_and_every_candidate():
     assert exact.chosen_method(CPU) == exact.chosen_method("cpu")
 
 
-@pytest.mark.parametrize("ask", [explain, exact.chosen_method])
 @pytest.mark.parametrize("device", ["xpu", "meta", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(ask, device):
-    with pytest.raises(ValueError, match=device):
-        ask(device)
+def test_a_device_that_is_not_there_is_refused(device):
+    for ask in (explain, exact.chosen_method):
+        with pytest.raises(ValueError, match=device):
+            ask(device)
 
 
 def test_without_a_proved_method_the_choice_is_integers(monkeypatch, nothing_found):
@@ -427,8 +414,8 @@ def test_without_onednn_nothing_but_int8_product_takes_the_loop(monkeypatch, thr
 
 
 def test_the_default_device_does_not_matter(nothing_found):
+    x, w = operands(20, 8, 1100)
     with torch.device("meta"):
-        x, w = operands(20, 8, 1100)
         results = [method(x, w) for method in WAYS.values() if method is not int8_product]
     assert all(torch.equal(y.long(), integer_product(x, w)) for y in results)
 

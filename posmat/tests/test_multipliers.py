@@ -103,9 +103,7 @@ def test_ranks_and_costs_of_the_shipped():
         "exact": 0, "or_pairs": 1, "xor_pairs": 1, "or_fours": 7, "kulkarni": 1, "truncated": 2,
     }  # fmt: skip
     costs = {name: find_multiplier(name).gemm.count for name in multiplier_names()}
-    assert costs == {
-        "exact": 1, "or_pairs": 2, "xor_pairs": 2, "or_fours": 8, "kulkarni": 2, "truncated": 1,
-    }  # fmt: skip
+    assert costs == {name: 1 + rank for name, rank in ranks.items()} | {"truncated": 1}
 
 
 def test_the_shipped_need_no_lattice_reduction():
@@ -117,16 +115,6 @@ def test_the_shipped_need_no_lattice_reduction():
         "    found = find_multiplier(name); found.rank, found.gemm, found.exact_when()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_closed_forms_of_the_pairs():
-    w, x = np.arange(256)[:, None], np.arange(256)[None]
-    h = w & (w >> 1) & 0b01010101
-    g = x & (x << 1)
-    assert np.array_equal(find_multiplier("or_pairs").table, w * x - h * g)
-    assert np.array_equal(find_multiplier("xor_pairs").table, w * x - 2 * h * g)
-    blocks = 2 * h * (x & (x >> 1) & 0b01010101)
-    assert np.array_equal(find_multiplier("kulkarni").table, w * x - blocks)
 
 
 def test_exact_when():
