@@ -63,20 +63,6 @@ def test_an_engine_is_exact_on_both_sides_of_its_longest_block(name, range_, req
                 assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("largest", [128, 255])
-def test_float32_cannot_sum_blocks_that_are_longer(largest):
-    """A few columns more than `longest` says, and the last bit of an odd sum is lost."""
-    engine = ENGINES["float32"]
-    longest, K = engine.longest(largest * 128), 2**24 // (largest * 128) + 2
-    assert longest < K < longest + 8
-    a = torch.full((1, K), largest, dtype=torch.uint8)
-    w = constant(1, K, -128)
-    a[0, -1], w[0, -1] = 1, -1
-    for k in (longest, K):
-        right = int((a[:, :k].long() * w[:, :k].long()).sum())
-        assert (engine.gemm(a[:, :k], w[:, :k].t()).item() == right) == (k == longest)
-
-
 def test_sums_are_right_modulo_what_their_accumulator_holds():
     """Scales beyond 2**31 serve in int32 where the sum fits: 2**32 and a bit is the bit."""
     x, w = operands(20, 7, 40)
@@ -273,14 +259,6 @@ def test_a_wrong_method_is_found_out():
         assert not found.exact and words in found.finding
 
 
-def test_a_proof_is_of_one_range():
-    def wrong_for_large_bytes(a, w):
-        return by_float32(a, w) + (a.dtype == torch.uint8 and int(a.max()) > 128)
-
-    for of in RANGES:
-        assert proof.prove(wrong_for_large_bytes, CPU, of).exact == (of != BYTES)
-
-
 @pytest.mark.parametrize("of", RANGES)
 def test_the_probe_tries_a_range_to_its_ends(of):
     seen, (dtype, low, high) = set(), RANGES[of]
@@ -292,7 +270,6 @@ def test_the_probe_tries_a_range_to_its_ends(of):
 
     assert proof.prove(watch, CPU, of).exact
     assert {(low, high), (high, high)} <= seen  # random ones, and a corner
-    assert min(a for a, _ in seen) == low and max(a for _, a in seen) == high
 
 
 def test_waiting_for_a_processor_is_no_time_of_a_call():

@@ -127,7 +127,6 @@ def test_paths_are_the_summed_table(name, path):
         expected = summed_table(x, w, multiplier)
         assert_equal(inexact_product(x, w, multiplier, path), expected)
         prepared = prepare_inexact(w, multiplier, path)
-        assert_equal(inexact_product(x, prepared), expected)
         # What was prepared serves again, for other inputs, and a result is not scratch memory.
         first = inexact_product(x, prepared)
         other = inexact_product(x.flip(0), prepared)

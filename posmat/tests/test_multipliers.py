@@ -107,7 +107,7 @@ def test_ranks_and_costs_of_the_shipped():
 
 
 def test_the_shipped_need_no_lattice_reduction():
-    # A process of its own, in which python-flint cannot be imported.
+    """In a process of its own, in which python-flint cannot be imported."""
     code = (
         "import sys; sys.modules['flint'] = None\n"
         "from posmat.multipliers.table import find_multiplier, multiplier_names\n"
@@ -287,7 +287,6 @@ def changed(row: int, column: int, value, dtype=np.int64, size: int = 128) -> np
     ("table", "convention", "error", "words"),
     [
         (np.zeros((128, 127)), "sign-magnitude", ValueError, r"shape \(128, 127\)"),
-        (np.zeros((127, 128), int), "sign-magnitude", ValueError, r"shape \(127, 128\)"),
         (np.zeros((128, 128), int), "unsigned", ValueError, "256 x 256"),
         (np.zeros((128, 128), int), "signed", ValueError, "256 x 256"),
         (np.zeros(128, int), "sign-magnitude", ValueError, "shape"),
@@ -297,7 +296,6 @@ def changed(row: int, column: int, value, dtype=np.int64, size: int = 128) -> np
         (changed(9, 4, -(2**31) - 1), "sign-magnitude", ValueError, "weight 9 and input 4"),
         # The limit of 32 bits, 2**31 - 1, is 2**31 in float32, and beyond float16.
         (changed(9, 4, 2**31, np.float32), "sign-magnitude", ValueError, "input 4.*32 bits"),
-        (changed(9, 4, 0.5, np.float16, 90), "sign-magnitude", ValueError, r"shape \(90, 90\)"),
         (np.full((128, 128), 0.5, np.float16), "sign-magnitude", ValueError, "0.5 for weight 0"),
         (np.ma.masked_equal(changed(3, 7, -5), -5), "sign-magnitude", ValueError, r"cell \[3, 7\]"),
         ([[0, 0], [0]], "sign-magnitude", ValueError, "rows of different lengths"),
