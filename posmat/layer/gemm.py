@@ -49,12 +49,6 @@ class PreparedWeight:
     dtype, ndim = torch.int8, 2
 
     def __init__(self, w: Tensor):
-        """Refuse what is not a matrix of int8.
-
-        Raises:
-            TypeError: w is not int8.
-            ValueError: w is not a matrix.
-        """
         if not isinstance(w, Tensor) or w.dtype != torch.int8:
             found = w.dtype if isinstance(w, Tensor) else type(w).__name__
             raise TypeError(f"w is {found}: the weights must be torch.int8.")
@@ -121,22 +115,21 @@ def longest_block(w: Tensor, largest: int, engine: Engine) -> int:
 
 
 def prepare_positive(w: Tensor) -> PositiveWeight:
-    """The non-negative parts of int8 weights (N, K), computed once and outside the clock."""
+    """The non-negative parts of int8 weights (N, K), computed once and outside the clock.
+
+    Raises:
+        TypeError, ValueError: w is not int8, or not a matrix.
+    """
     return PositiveWeight(w, lay_out=True)
 
 
 def prepare_float32(w: Tensor) -> Float32Weight:
-    """int8 weights (N, K) as float32."""
+    """int8 weights (N, K) as float32; raises as `prepare_positive` does."""
     return Float32Weight(w)
 
 
 def check_for(method: str, x: Tensor, w: Tensor | PreparedWeight, *prepared: type) -> None:
-    """Refuse operands that do not fit, and weights that are not a tensor or one of `prepared`.
-
-    Raises:
-        TypeError: `method` does not take w; or see `check_operands`.
-        ValueError: see `check_operands`.
-    """
+    """Refuse operands that do not fit, and weights that are not a tensor or one of `prepared`."""
     if not isinstance(w, (Tensor, *prepared)):
         others = "".join(f" or a {kind.__name__}" for kind in prepared)
         raise TypeError(

@@ -75,12 +75,8 @@ def elementwise_product(x: Tensor, w: Tensor, block_elements: int | None = None)
         working = accumulator = torch.float32
     else:
         working, accumulator = torch.int32, accumulator_dtype(x.shape[1])
-    return _sum_outer_blocks(
-        [(_columns(x, working), _columns(w, working))],
-        (x.shape[0], w.shape[0]),
-        accumulator,
-        block_elements,
-    )
+    factors = [(_columns(x, working), _columns(w, working))]
+    return _sum_outer_blocks(factors, accumulator, block_elements)
 
 
 def unblocked_elementwise_product(x: Tensor, w: Tensor) -> Tensor:
@@ -113,15 +109,11 @@ def sign_magnitude_product(
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
     data = to_sign_magnitude(x)
-    return _sum_outer_blocks(
-        [
-            (_columns(data.magnitude, torch.int32), _columns(weight.magnitude, torch.int32)),
-            (_columns(data.sign, torch.int32), _columns(weight.sign, torch.int32)),
-        ],
-        (x.shape[0], weight.sign.shape[0]),
-        accumulator_dtype(x.shape[1]),
-        block_elements,
-    )
+    factors = [
+        (_columns(data.magnitude, torch.int32), _columns(weight.magnitude, torch.int32)),
+        (_columns(data.sign, torch.int32), _columns(weight.sign, torch.int32)),
+    ]
+    return _sum_outer_blocks(factors, accumulator_dtype(x.shape[1]), block_elements)
 
 
 def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Tensor:
@@ -148,10 +140,7 @@ def _columns(operand: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _sum_outer_blocks(
-    factors: list[tuple[Tensor, Tensor]],
-    shape: tuple[int, int],
-    accumulator: torch.dtype,
-    block_elements: int | None,
+    factors: list[tuple[Tensor, Tensor]], accumulator: torch.dtype, block_elements: int | None
 ) -> Tensor:
     """Sum over k the product of all factors' outer products a[k, :, None] · b[k, None, :].
 
@@ -162,10 +151,9 @@ def _sum_outer_blocks(
     """
     if block_elements is not None and block_elements < 1:
         raise ValueError(f"block_elements={block_elements}: give 1 or more, or None.")
-    M, N = shape
-    first = factors[0][0]
-    K, device, dtype = first.shape[0], first.device, first.dtype
-    y = torch.zeros(shape, dtype=accumulator, device=device)
+    first, second = factors[0]
+    (K, M), N, device = first.shape, second.shape[1], first.device
+    y = torch.zeros((M, N), dtype=accumulator, device=device)
     if y.numel() == 0 or K == 0:
         return y
     if block_elements is None:
@@ -174,9 +162,7 @@ def _sum_outer_blocks(
     n_step = min(N, 512, block_elements)
     m_step = max(1, min(M, block_elements // 8 // n_step))
     k_step = max(1, min(K, block_elements // (m_step * n_step)))
-    buffers = [
-        torch.empty((k_step, m_step, n_step), dtype=dtype, device=device) for _ in factors[:2]
-    ]
+    buffers = [first.new_empty((k_step, m_step, n_step)) for _ in factors]
     for m in range(0, M, m_step):
         for n in range(0, N, n_step):
             tile = y[m : m + m_step, n : n + n_step]

@@ -75,11 +75,7 @@ class InexactWeight(PreparedWeight):
         return f"InexactWeight{self.shape}: {self.multiplier.name!r}, path {self.path!r} ({way})"
 
     def product(self, x: Tensor) -> Tensor:
-        """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit.
-
-        Raises:
-            ValueError: x has a -128, which the multiplier does not admit.
-        """
+        """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit."""
         _check_admitted(x, "x", self.multiplier, 1)
         N, K = self.shape
         if self._table is None:
