@@ -17,7 +17,7 @@ from importlib import import_module
 
 _PUBLIC = {
     "layer.problem": "ProblemSize NotAvailable random_operands",
-    "layer.signmag": "SignMagnitude to_sign_magnitude from_sign_magnitude",
+    "layer.signmag": "SignMagnitude to_sign_magnitude",
     "layer.products": "integer_product linear_product elementwise_product sign_magnitude_product "
     "unblocked_elementwise_product unblocked_sign_magnitude_product accumulator_dtype",
     "layer.engines": "engine_for",
@@ -28,8 +28,7 @@ _PUBLIC = {
     "quantize_magnitudes",
     "multipliers.factors": "factorize",
     "multipliers.table": "Multiplier multiplier_names find_multiplier",
-    "multipliers.product": "inexact_product prepare_inexact choose_path error_product output_error "
-    "straight_through_product",
+    "multipliers.product": "inexact_product prepare_inexact error_product output_error",
     "multipliers.lookup": "compiled_lookup_product compiler_command",
     "network.digits": "load_digit_images train_network quantize_network accuracy mean_difference",
     "machine": "require_device describe_environment",

@@ -5,7 +5,6 @@ where the processor has that, is fast at it and was found exact for the range of
 float32, over K blocks whose sums float32 holds.
 """
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -29,14 +28,11 @@ LARGEST = {torch.int8: 128, torch.uint8: 255}  # the largest magnitude of a left
 ROW_GAP = 64
 
 
-# --- scratch memory ------------------------------------------------------------------------------
-
-
 class _Kept(threading.local):
     def __init__(self):
-        # A buffer, and its views by their shapes: after a GEMM, which leaves nothing else in the
-        # caches, making a view takes as long as to add up a small result.
-        self.buffers: dict[tuple[str, torch.dtype], tuple[Tensor, dict[tuple, Tensor]]] = {}
+        # (name, dtype) -> a buffer, and its views by their shapes: after a GEMM, which leaves
+        # nothing else in the caches, making a view takes as long as to add up a small result.
+        self.buffers: dict[tuple, tuple[Tensor, dict[tuple, Tensor]]] = {}
 
 
 _kept = _Kept()
@@ -49,10 +45,7 @@ def scratch(
 
     A fresh temporary of megabytes is mapped and unmapped by the system at every call, which costs
     more than to fill it. CUDA has an allocator that keeps memory, and knows which stream still
-    reads it: there it is always fresh.
-
-    Args:
-        gap: elements between the rows of a matrix, on a CPU.
+    reads it: there it is always fresh. `gap` elements lie between the rows, on a CPU.
     """
     if device.type != "cpu":
         return torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -61,8 +54,8 @@ def scratch(
     found = views.get(shape)
     if found is not None:
         return found
-    width = shape[-1] + gap
-    elements = math.prod(shape[:-1]) * width
+    rows, width = shape[0], shape[1] + gap
+    elements = rows * width
     # A tensor that was made in inference mode could not be written to outside of it.
     with torch.inference_mode(False):
         if buffer is None or buffer.numel() < elements:
@@ -71,8 +64,7 @@ def scratch(
                 _kept.buffers[name, dtype] = buffer, views
         if len(views) >= MOST_VIEWS:
             views.clear()
-        rows = buffer[:elements].view(*shape[:-1], width)
-        view = views[shape] = rows[..., : shape[-1]]
+        view = views[shape] = buffer[:elements].view(rows, width)[:, : shape[1]]
     return view
 
 
@@ -81,21 +73,17 @@ def release_scratch() -> None:
     _kept.buffers.clear()
 
 
-# --- engines: how a device multiplies ------------------------------------------------------------
-
-
 class Engine(NamedTuple):
-    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8.
+    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8 or as it was prepared.
 
     gemm: (a, b, out) -> a b as int32 (M, R), exact while no partial sum can exceed `largest_sum`;
-        b is int8 or rows of what `prepare` gave, and `out` is memory that it may use.
-    prepare: int8 weights (R, K) -> (K, R), laid out for the engine.
+        `out` is memory that it may use.
     """
 
     name: str
     largest_sum: int
     gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    prepare: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]  # int8 weights (R, K) -> (K, R), laid out
 
     def longest(self, largest_product: int) -> int:
         """The largest K that is exact, whatever the order of summation; in eights, as CUDA asks."""
@@ -140,8 +128,7 @@ def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         high = padded_gemm((a >> 7).view(torch.int8), b)
         return low.add_(high, alpha=128)
     M, N = a.shape[0], b.shape[1]
-    a, b = as_rows(a), as_rows(b.t())
-    y = torch._int_mm(aligned(pad(a, 8, at_least=24)), aligned(pad(b, 8)).t())
+    y = torch._int_mm(in_eights(as_rows(a), 24), in_eights(as_rows(b.t())).t())
     return y if y.shape == (M, N) else y[:M, :N].contiguous()
 
 
@@ -157,19 +144,19 @@ def _fits(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def pad(t: Tensor, multiple: int, at_least: int = 0) -> Tensor:
-    """Add rows and columns of zeros up to the next multiple, and rows up to `at_least`."""
+def in_eights(t: Tensor, at_least: int = 0) -> Tensor:
+    """The same int8 matrix as CUDA takes it, copied only where it must be.
+
+    Rows and columns of zeros fill it up to multiples of 8, rows up to `at_least` too; the first row
+    lies at a multiple of 16 bytes, and all rows in eights.
+    """
     rows, columns = t.shape
-    more_rows = max(at_least, -(-rows // multiple) * multiple) - rows
-    more_columns = -columns % multiple
-    return F.pad(t, (0, more_columns, 0, more_rows)) if more_rows or more_columns else t
-
-
-def aligned(t: Tensor) -> Tensor:
-    """The same int8 matrix with its first row at a multiple of 16 bytes and all rows in eights."""
-    if t.stride(0) % 8 == 0 and t.data_ptr() % 16 == 0:
-        return t
-    return t.clone(memory_format=torch.contiguous_format)
+    more_rows, more_columns = max(at_least - rows, -rows % 8), -columns % 8
+    if more_rows or more_columns:
+        return F.pad(t, (0, more_columns, 0, more_rows))
+    if t.stride(0) % 8 or t.data_ptr() % 16:
+        return t.clone(memory_format=torch.contiguous_format)
+    return t
 
 
 def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -186,18 +173,17 @@ def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return total.int() if out is None else out.copy_(total)
 
 
-def _with_gaps(w: Tensor) -> Tensor:
-    return F.pad(w, (0, ROW_GAP))[:, : w.shape[1]].t()
-
-
-def _as_rows_of_outputs(w: Tensor) -> Tensor:
-    return w.t().to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-
-
 ENGINES = {
-    "direct": Engine("int8", 2**31 - 1, direct_gemm, _with_gaps),
+    "direct": Engine(
+        "int8", 2**31 - 1, direct_gemm, lambda w: F.pad(w, (0, ROW_GAP))[:, : w.shape[1]].t()
+    ),
     "padded": Engine("int8", 2**31 - 1, padded_gemm, lambda w: as_rows(w).t()),
-    "float32": Engine("float32", 2**24, float32_gemm, _as_rows_of_outputs),
+    "float32": Engine(
+        "float32",
+        2**24,
+        float32_gemm,
+        lambda w: w.t().to(torch.float32, memory_format=torch.contiguous_format),
+    ),
 }
 
 
@@ -209,9 +195,8 @@ def int8_engine(device: torch.device) -> Engine:
 def engine_for(device: torch.device, operands: str = INT8) -> Engine:
     """The fastest engine that was found exact on a device, for left operands of a range.
 
-    Args:
-        operands: INT8, MAGNITUDES (bytes to 128) or BYTES (to 255), which saturate sums in 16 bits
-            where bytes to 128 do not.
+    The ranges are INT8, MAGNITUDES (bytes to 128) and BYTES (to 255), which saturate sums in 16
+    bits where bytes to 128 do not.
 
     Raises:
         NotAvailable: none is exact, which no known device is the case for.
@@ -219,10 +204,11 @@ def engine_for(device: torch.device, operands: str = INT8) -> Engine:
     key = operands, circumstances(device)
     engine = _engines.get(key)
     if engine is None:
-        choice = choose({"int8": by_int8, "float32": by_float32}, device, operands)
-        if choice.name is None:
-            raise NotAvailable(f"no GEMM is exact on {device} for {operands}: {choice.told()}.")
-        engine = int8_engine(device) if choice.name == "int8" else ENGINES["float32"]
+        name, findings = choose({"int8": by_int8, "float32": by_float32}, device, operands)
+        if name is None:
+            told = "; ".join(f"{name}: {finding}" for name, finding in findings.items())
+            raise NotAvailable(f"no GEMM is exact on {device} for {operands}: {told}.")
+        engine = int8_engine(device) if name == "int8" else ENGINES["float32"]
         _engines[key] = engine
     return engine
 
@@ -230,33 +216,20 @@ def engine_for(device: torch.device, operands: str = INT8) -> Engine:
 _engines: dict[tuple, Engine] = {}
 
 
-# --- sums of GEMMs -------------------------------------------------------------------------------
-
-
 class Form(NamedTuple):
-    """What a GEMM takes of X in the place of X.
+    """What a GEMM takes of X in the place of X."""
 
-    make: x (m, k), int8 -> a part (m, k · width), int8 or uint8, as scratch memory.
-    width: columns of the part for each of x.
-    block_bytes: of the part that are made at a time on a CPU, for 128 outputs and one thread.
-    """
-
-    make: Callable[[Tensor], Tensor]
-    width: int = 1
-    block_bytes: int = BLOCK_BYTES
+    make: Callable[[Tensor], Tensor]  # x (m, k), int8 -> (m, k · width), a byte each, as scratch
+    width: int = 1  # columns of the part for each of x
+    block_bytes: int = BLOCK_BYTES  # of the part, made at a time
 
 
 class Term(NamedTuple):
-    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that stand side by side.
+    """scales[i] · form(X) W_i, added up over matrices W_i (K · width, N) that lie side by side."""
 
-    weights: (K · width, len(scales) · N), int8 or as the engine prepared it.
-    longest: the most of the rows of `weights` that the engine may sum at once.
-    form: None for X itself.
-    """
-
-    weights: Tensor
-    longest: int
-    form: Form | None = None
+    weights: Tensor  # (K · width, len(scales) · N), int8 or as the engine prepared it
+    longest: int  # the most of these rows that the engine may sum at once
+    form: Form | None = None  # None for X itself
     scales: tuple[int, ...] = (1,)
 
 
@@ -270,36 +243,29 @@ def sum_of_gemms(
 ) -> Tensor:
     """The sum of terms, (M, N): in int32 modulo 2**32, which is right where the whole sum fits.
 
-    start: (N,) in the dtype of the accumulator, what every row begins with.
+    Every row begins with `start`, (N,) in the dtype of the accumulator.
     """
-    (M, K), device = x.shape, x.device
+    M, K = x.shape
     if 0 in (M, N, K) or not terms:
-        return torch.zeros((M, N), dtype=accumulator, device=device)
-    first = terms[0]
-    if (
-        first.form is None
-        and first.scales == (1,)
-        and accumulator == torch.int32
-        and first.longest >= K
-        and start is None
-    ):
-        y = engine.gemm(x, first.weights, None)
-        terms = terms[1:]
-    elif start is None:
-        y = torch.zeros((M, N), dtype=accumulator, device=device)
-    else:
+        return torch.zeros((M, N), dtype=accumulator, device=x.device)
+    weights, longest, form, scales = terms[0]
+    if start is not None:
         y = start.expand(M, N).clone(memory_format=torch.contiguous_format)
+    elif form is None and scales == (1,) and accumulator == torch.int32 and longest >= K:
+        y, terms = engine.gemm(x, weights, None), terms[1:]
+    else:
+        y = torch.zeros((M, N), dtype=accumulator, device=x.device)
     for term in terms:
         _add_term(x, y, term, engine)
     return y
 
 
 def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
-    (M, K), N, device = x.shape, y.shape[1], x.device
+    (M, K), N = x.shape, y.shape[1]
     weights, longest, form, scales = term
     width = form.width if form else 1
     longest = max(1, longest // width // 2 * 2)  # look-ups take pairs
-    rows, columns = _block_sizes(M, N, K, device, longest, form, engine)
+    rows, columns = _block_sizes(x, N, longest, form, engine)
     if y.dtype == torch.int32:  # what is multiplied modulo 2**32 may be scaled modulo 2**32
         scales = tuple((scale + 2**31) % 2**32 - 2**31 for scale in scales)
     w_blocks, lengths = (weights,), []  # views take time: of a single block there are none
@@ -313,24 +279,23 @@ def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
         x_blocks = x_rows.split(lengths, 1) if lengths else (x_rows,)
         for x_block, w_block in zip(x_blocks, w_blocks, strict=True):
             part = form.make(x_block) if form else x_block
-            out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, device)
+            out = scratch("sum", (len(x_rows), w_block.shape[1]), torch.int32, x.device)
             found = engine.gemm(part, w_block, out)
-            if len(scales) == 1:
-                y_rows.add_(found, alpha=scales[0])
-                continue
-            for scale, one in zip(scales, found.split(N, 1), strict=True):
+            each = (found,) if len(scales) == 1 else found.split(N, 1)
+            for scale, one in zip(scales, each, strict=True):
                 y_rows.add_(one, alpha=scale)
 
 
 def _block_sizes(
-    M: int, N: int, K: int, device: torch.device, longest: int, form: Form | None, engine: Engine
+    x: Tensor, N: int, longest: int, form: Form | None, engine: Engine
 ) -> tuple[int, int]:
     """Rows and columns of X that are taken at a time.
 
     The more outputs there are, the less forming the parts matters, and the more adding up the K
     blocks: the columns grow with N.
     """
-    if device.type != "cpu" or (form is None and engine.name == "int8"):
+    M, K = x.shape
+    if x.device.type != "cpu" or (form is None and engine.name == "int8"):
         return M, min(K, longest)
     width, block_bytes = (form.width, form.block_bytes) if form else (1, BLOCK_BYTES)
     elements = block_bytes * min(max(N // 128, 1), 8) * min(torch.get_num_threads(), 8) // width
@@ -347,12 +312,10 @@ def _lengths(K: int, longest: int, columns: int) -> list[int]:
     Weights that are small enough for a longer block than any would allow were added up between
     these multiples: it holds for the blocks there and for their parts, not for others as long.
     """
-    ends = [*range(longest, K, longest), K]
-    starts = [0, *ends[:-1]]
     return [
-        min(columns, end - k)
-        for start, end in zip(starts, ends, strict=True)
-        for k in range(start, end, columns)
+        min(columns, longest - k % longest, K - k)
+        for start in range(0, K, longest)
+        for k in range(start, min(start + longest, K), columns)
     ]
 
 

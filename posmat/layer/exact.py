@@ -1,22 +1,17 @@
-"""The choice: for who only wants the numbers.
-
-`exact_product` takes the fastest method that was found exact on this device in this process;
-`explain` says which and why.
-"""
+"""The choice, for who only wants the numbers: the fastest method that was found exact here."""
 
 import torch
 from torch import Tensor
 
 from posmat.layer.engines import by_float32, by_int8
-from posmat.layer.gemm import one_sided_int8, require_kind
-from posmat.layer.problem import check_operands
+from posmat.layer.gemm import check_for, one_sided
 from posmat.layer.products import elementwise_product
 from posmat.layer.proof import Choice, Product, choose, circumstances
 from posmat.machine import require_device
 
 CANDIDATES: dict[str, Product] = {
     "int8_product": by_int8,
-    "one_sided_product": one_sided_int8,
+    "one_sided_product": one_sided,
     "float32_product": by_float32,
 }
 _choices: dict[tuple, tuple[Choice, Product]] = {}
@@ -38,8 +33,7 @@ def exact_product(x: Tensor, w: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: see `check_operands`.
     """
-    require_kind("exact_product", w)
-    check_operands(x, w)
+    check_for("exact_product", x, w)
     return _chosen(x.device)[1](x, w)
 
 
@@ -50,29 +44,21 @@ def explain(device: torch.device | str = "cpu") -> str:
         ValueError: the device is not known or not there.
     """
     device = _with_index(device)
-    choice, _ = _chosen(device)
+    name, findings = _chosen(device)[0]
     threads = torch.get_num_threads()
     where = f"{device}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device
-    lines = [f"exact_product on {where}: {choice.name}"]
-    lines += [f"  {name}: {finding}" for name, finding in choice.findings.items()]
-    return "\n".join(lines)
+    lines = [f"  {candidate}: {finding}" for candidate, finding in findings.items()]
+    return "\n".join([f"exact_product on {where}: {name}", *lines])
 
 
 def chosen_method(device: torch.device | str = "cpu") -> str:
-    """The name of the method that `exact_product` takes on a device, such as 'int8_product'.
-
-    Raises:
-        ValueError: the device is not known or not there.
-    """
+    """The name of the method that `exact_product` takes on a device; raises as `explain` does."""
     return _chosen(_with_index(device))[0].name
 
 
 def _with_index(device: torch.device | str) -> torch.device:
-    """The device that a tensor there would name: 'cuda' alone means the current one."""
-    device = require_device(device)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    """The device that a tensor there names: 'cuda' alone means the current one."""
+    return torch.empty(0, device=require_device(device)).device
 
 
 def _chosen(device: torch.device) -> tuple[Choice, Product]:
@@ -81,7 +67,6 @@ def _chosen(device: torch.device) -> tuple[Choice, Product]:
     if found is None:
         choice = choose(CANDIDATES, device)
         if choice.name is None:  # integers element by element need no kernel that could be wrong
-            choice = Choice("elementwise_product", choice.findings)
-        product = CANDIDATES.get(choice.name, elementwise_product)
-        found = _choices[key] = choice, product
+            choice = choice._replace(name="elementwise_product")
+        found = _choices[key] = choice, CANDIDATES.get(choice.name, elementwise_product)
     return found

@@ -7,11 +7,10 @@
                               number, two GEMMs
 
 Every method takes int8 X (M, K) and int8 W (N, K), or what was prepared of W before, and gives the
-integer Y (M, N): int32 where that holds every sum, int64 beyond. The choice between the methods is
-in `posmat.layer.exact`.
+integer Y (M, N): int32 where that holds every sum, int64 beyond. It refuses what `check_operands`
+refuses, and weights that were prepared for another method (TypeError). The choice between the
+methods is in `posmat.layer.exact`.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,6 @@ from posmat.layer.engines import (
     Engine,
     Form,
     Term,
-    by_float32,
     by_int8,
     engine_for,
     int8_engine,
@@ -30,73 +28,71 @@ from posmat.layer.engines import (
     scratch,
     sum_of_gemms,
 )
-from posmat.layer.problem import check_operands
+from posmat.layer.problem import NotAvailable, check_operands
 from posmat.layer.products import accumulator_dtype
-from posmat.layer.proof import BYTES, MAGNITUDES, require_exact
-
-# --- forms of X -----------------------------------------------------------------------------------
+from posmat.layer.proof import BYTES, MAGNITUDES, prove
 
 
 def _part(x: Tensor) -> Tensor:
     return scratch("part", x.shape, torch.int8, x.device)
 
 
-def _magnitude(x: Tensor) -> Tensor:
-    return torch.abs(x, out=_part(x)).view(torch.uint8)  # |-128| has the bits of 128
+# |-128| has the bits of 128, and X + 128 those of X but the first: both are read without a sign.
+MAGNITUDE = Form(lambda x: torch.abs(x, out=_part(x)).view(torch.uint8))
+POSITIVE_PART = Form(lambda x: torch.clamp(x, min=0, out=_part(x)).view(torch.uint8))
+SHIFTED = Form(lambda x: torch.bitwise_xor(x, -128, out=_part(x)).view(torch.uint8))
 
 
-def _positive_part(x: Tensor) -> Tensor:
-    return torch.clamp(x, min=0, out=_part(x)).view(torch.uint8)
+class PreparedWeight:
+    """int8 weights W (N, K), as they were when prepared; to `check_operands` they look like W."""
+
+    dtype, ndim = torch.int8, 2
+
+    def __init__(self, w: Tensor):
+        if not isinstance(w, Tensor) or w.dtype != torch.int8:
+            found = w.dtype if isinstance(w, Tensor) else type(w).__name__
+            raise TypeError(f"w is {found}: the weights must be torch.int8.")
+        if w.ndim != 2:
+            raise ValueError(
+                f"w has shape {tuple(w.shape)}: it must be a matrix (out_features, in_features)."
+            )
+        self.shape, self.device = tuple(w.shape), w.device
 
 
-def _shifted(x: Tensor) -> Tensor:
-    """X + 128, 0 to 255: the same bits but the first, read without a sign."""
-    return torch.bitwise_xor(x, -128, out=_part(x)).view(torch.uint8)
+class Float32Weight(PreparedWeight):
+    """int8 weights as float32 (K, N), for `float32_product`."""
+
+    def __init__(self, w: Tensor):
+        super().__init__(w)
+        self.matrix = ENGINES["float32"].prepare(w)
 
 
-MAGNITUDE = Form(_magnitude)
-POSITIVE_PART = Form(_positive_part)
-SHIFTED = Form(_shifted)
-
-
-# --- weights, prepared ----------------------------------------------------------------------------
-
-
-class Float32Weight(NamedTuple):
-    """int8 weights kept as float32 (K, N) for `float32_product`."""
-
-    matrix: Tensor
-
-
-class PositiveWeight:
-    """What `positive_matrix_product` needs of int8 weights W (N, K), as they were when prepared.
+class PositiveWeight(PreparedWeight):
+    """What `positive_matrix_product` needs of int8 weights W (N, K).
 
     parts: int8, one below the other: W⁺ = max(W, 0); W⁻ = max(-W, 0), with 127 where it would be
         128; and only where W has a -128 a third matrix, with 1 at those places.
     start: (N,), -128 Σ W, in the dtype of the product.
     """
 
-    def __init__(self, w: Tensor):
-        N, K = w.shape
+    def __init__(self, w: Tensor, lay_out: bool = False):
+        super().__init__(w)
         lowest = w == -128
         parts = [w.clamp(min=0), w.clamp(min=-127).neg().clamp(min=0)]
         if bool(lowest.any()):
             parts.append(lowest.to(torch.int8))
-        self.shape, self.device = (N, K), w.device
-        self.parts = torch.cat(parts)
-        self.scales = (1, -1, -1)[: len(parts)]
-        self.start = (-128 * w.sum(1, dtype=torch.int64)).to(accumulator_dtype(K))
-        self._terms: dict[str, Term] = {}
+        self.parts, self.scales = torch.cat(parts), (1, -1, -1)[: len(parts)]
+        self.start = (-128 * w.sum(1, dtype=torch.int64)).to(accumulator_dtype(w.shape[1]))
+        self._engine = engine = engine_for(w.device, BYTES) if lay_out else None
+        if engine:
+            longest = longest_block(self.parts, 255, engine)
+            self._term = Term(engine.prepare(self.parts), longest, SHIFTED, self.scales)
 
     def term(self, engine: Engine) -> Term:
-        """The sum's only term, as `lay_out` made it; without that, of the parts as they are."""
-        found = self._terms.get(engine.name)
-        return found or Term(self.parts.t(), engine.longest(255 * 128), SHIFTED, self.scales)
-
-    def lay_out(self, engine: Engine) -> None:
-        """Make the parts ready for an engine."""
-        longest, weights = longest_block(self.parts, 255, engine), engine.prepare(self.parts)
-        self._terms[engine.name] = Term(weights, longest, SHIFTED, self.scales)
+        """The sum's only term, laid out for the engine or else of the parts as they are."""
+        if engine is self._engine:
+            return self._term
+        return Term(self.parts.t(), engine.longest(255 * 128), SHIFTED, self.scales)
 
 
 def longest_block(w: Tensor, largest: int, engine: Engine) -> int:
@@ -122,55 +118,25 @@ def prepare_positive(w: Tensor) -> PositiveWeight:
     """The non-negative parts of int8 weights (N, K), computed once and outside the clock.
 
     Raises:
-        TypeError, ValueError: see `check_weight`.
+        TypeError, ValueError: w is not int8, or not a matrix.
     """
-    check_weight(w)
-    prepared = PositiveWeight(w)
-    prepared.lay_out(engine_for(w.device, BYTES))
-    return prepared
+    return PositiveWeight(w, lay_out=True)
 
 
 def prepare_float32(w: Tensor) -> Float32Weight:
-    """int8 weights (N, K) as float32.
-
-    Raises:
-        TypeError, ValueError: see `check_weight`.
-    """
-    check_weight(w)
-    return Float32Weight(ENGINES["float32"].prepare(w))
+    """int8 weights (N, K) as float32; raises as `prepare_positive` does."""
+    return Float32Weight(w)
 
 
-def check_weight(w: Tensor) -> None:
-    """Refuse what is not a matrix of int8 weights (N, K).
-
-    Raises:
-        TypeError: w is not int8.
-        ValueError: w is not a matrix.
-    """
-    if not isinstance(w, Tensor) or w.dtype != torch.int8:
-        found = w.dtype if isinstance(w, Tensor) else type(w).__name__
-        raise TypeError(f"w is {found}: the weights must be torch.int8.")
-    if w.ndim != 2:
-        raise ValueError(
-            f"w has shape {tuple(w.shape)}: it must be a matrix (out_features, in_features)."
-        )
-
-
-def require_kind(method: str, w: object, *prepared: type) -> None:
-    """Refuse weights that were prepared for another method.
-
-    Raises:
-        TypeError: w is neither a tensor nor one of the types that `method` takes prepared.
-    """
+def check_for(method: str, x: Tensor, w: Tensor | PreparedWeight, *prepared: type) -> None:
+    """Refuse operands that do not fit, and weights that are not a tensor or one of `prepared`."""
     if not isinstance(w, (Tensor, *prepared)):
         others = "".join(f" or a {kind.__name__}" for kind in prepared)
         raise TypeError(
             f"w is a {type(w).__name__}: {method} takes an int8 tensor{others}. Give it the "
             "weights themselves, or what was prepared for it."
         )
-
-
-# --- the methods ----------------------------------------------------------------------------------
+    check_operands(x, w)
 
 
 def float32_product(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
@@ -178,16 +144,9 @@ def float32_product(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
 
     1,024 products of int8 numbers sum to 2**24 at the most, and float32 holds every integer up to
     there: exact on any device, in any order of summation.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
-    require_kind("float32_product", w, Float32Weight)
-    if isinstance(w, Tensor):
-        check_operands(x, w)
-        return by_float32(x, w)
-    check_operands(x, like_int8(*w.matrix.shape[::-1], w.matrix.device))
-    return product_of(x, w.matrix, ENGINES["float32"])
+    check_for("float32_product", x, w, Float32Weight)
+    return product_of(x, w.t() if isinstance(w, Tensor) else w.matrix, ENGINES["float32"])
 
 
 def int8_product(x: Tensor, w: Tensor) -> Tensor:
@@ -196,11 +155,14 @@ def int8_product(x: Tensor, w: Tensor) -> Tensor:
     Raises:
         NotAvailable: it is not exact on this machine. An x86 processor without VNNI sums pairs of
             products in 16 bits, which saturate.
-        TypeError, ValueError: see `check_operands`.
     """
-    require_kind("int8_product", w)
-    check_operands(x, w)
-    require_exact("int8_product", by_int8, x.device)
+    check_for("int8_product", x, w)
+    exact, finding = prove(by_int8, x.device)
+    if not exact:
+        raise NotAvailable(
+            f"int8_product is not exact on this {x.device}: {finding}. Use exact_product, which "
+            "takes the fastest method that was found exact here."
+        )
     return by_int8(x, w)
 
 
@@ -213,11 +175,17 @@ def one_sided_product(x: Tensor, w: Tensor) -> Tensor:
 
     Raises:
         NotAvailable: no engine of this machine is exact.
-        TypeError, ValueError: see `check_operands`.
     """
-    require_kind("one_sided_product", w)
-    check_operands(x, w)
+    check_for("one_sided_product", x, w)
     return one_sided(x, w, engine_for(x.device, MAGNITUDES))
+
+
+def one_sided(x: Tensor, w: Tensor, engine: Engine | None = None) -> Tensor:
+    """`one_sided_product` without its checks; by `torch._int_mm`, where no engine is given."""
+    engine = engine or int8_engine(x.device)
+    weights, longest = w.t(), engine.longest(128 * 128)
+    terms = [Term(weights, longest, MAGNITUDE, (-1,)), Term(weights, longest, POSITIVE_PART, (2,))]
+    return sum_of_gemms(x, terms, w.shape[0], engine, accumulator_dtype(x.shape[1]))
 
 
 def positive_matrix_product(x: Tensor, w: Tensor | PositiveWeight) -> Tensor:
@@ -231,39 +199,12 @@ def positive_matrix_product(x: Tensor, w: Tensor | PositiveWeight) -> Tensor:
 
     Args:
         x: X (M, K), int8.
-        w: W (N, K), int8, or its `PositiveWeight`, prepared before.
+        w: W (N, K), int8, or what `prepare_positive` made of it.
 
     Raises:
         NotAvailable: no engine of this machine is exact.
-        TypeError, ValueError: see `check_operands`.
     """
-    require_kind("positive_matrix_product", w, PositiveWeight)
-    check_operands(x, w if isinstance(w, Tensor) else like_int8(*w.shape, w.device))
+    check_for("positive_matrix_product", x, w, PositiveWeight)
     weight = w if isinstance(w, PositiveWeight) else PositiveWeight(w)
-    return positive(x, weight, engine_for(x.device, BYTES))
-
-
-def one_sided(x: Tensor, w: Tensor, engine: Engine) -> Tensor:
-    """`one_sided_product` without its checks, by one engine."""
-    weights, longest = w.t(), engine.longest(128 * 128)
-    terms = [
-        Term(weights, longest, MAGNITUDE, (-1,)),
-        Term(weights, longest, POSITIVE_PART, (2,)),
-    ]
-    return sum_of_gemms(x, terms, w.shape[0], engine, accumulator_dtype(x.shape[1]))
-
-
-def one_sided_int8(x: Tensor, w: Tensor) -> Tensor:
-    """`one_sided_product` by `torch._int_mm`: what the probe tries."""
-    return one_sided(x, w, int8_engine(x.device))
-
-
-def positive(x: Tensor, weight: PositiveWeight, engine: Engine) -> Tensor:
-    """`positive_matrix_product` without its checks, by one engine."""
-    N, K = weight.shape
+    (N, K), engine = weight.shape, engine_for(x.device, BYTES)
     return sum_of_gemms(x, [weight.term(engine)], N, engine, accumulator_dtype(K), weight.start)
-
-
-def like_int8(rows: int, columns: int, device: torch.device) -> Tensor:
-    """A matrix of no memory with the shape and device of prepared weights, to check operands."""
-    return torch.empty(1, dtype=torch.int8, device=device).expand(rows, columns)

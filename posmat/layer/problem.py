@@ -19,22 +19,17 @@ class NotAvailable(RuntimeError):
 
 @dataclass(frozen=True)
 class ProblemSize:
-    """The three sizes of a fully connected layer's product, each a whole number above 0.
+    """The three sizes of a fully connected layer's product.
 
     Any integer is taken, NumPy's too, and kept as an int.
-
-    Args:
-        batch_size: M, the rows of X.
-        out_features: N, the rows of W.
-        in_features: K, the inner dimension.
 
     Raises:
         ValueError: a size is not a whole number above 0.
     """
 
-    batch_size: int
-    out_features: int
-    in_features: int
+    batch_size: int  # M, the rows of X
+    out_features: int  # N, the rows of W
+    in_features: int  # K, the inner dimension
 
     def __post_init__(self):
         for field in fields(self):
@@ -44,9 +39,7 @@ class ProblemSize:
             except TypeError:
                 whole = 0
             if whole < 1:
-                raise ValueError(
-                    f"{field.name}={value!r} is not a size: give a whole number above 0."
-                )
+                raise ValueError(f"{field.name}={value!r} is no size: give a whole number above 0.")
             object.__setattr__(self, field.name, whole)
 
     @property
@@ -85,12 +78,9 @@ def random_operands(
     """
     device = require_device(device)
     generator = torch.Generator().manual_seed(seed)
-    shapes = (
-        (size.batch_size, size.in_features),
-        (size.out_features, size.in_features),
-    )
+    shapes = [(rows, size.in_features) for rows in (size.batch_size, size.out_features)]
     if dtype.is_floating_point:
-        drawn = [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
+        drawn = [torch.randn(s, dtype=dtype, generator=generator) for s in shapes]
     else:
         limits = torch.iinfo(dtype)
         if not limits.min <= low <= high <= limits.max:
@@ -98,10 +88,7 @@ def random_operands(
                 f"the range {low}..{high} is not one that {dtype} can hold: give low <= high "
                 f"within {limits.min}..{limits.max}."
             )
-        drawn = [
-            torch.randint(low, high + 1, shape, dtype=dtype, generator=generator)
-            for shape in shapes
-        ]
+        drawn = [torch.randint(low, high + 1, s, dtype=dtype, generator=generator) for s in shapes]
     X, W = (operand.to(device) for operand in drawn)
     return X, W
 
@@ -119,15 +106,11 @@ def check_operands(x: Tensor, w: Tensor, dtypes: tuple[torch.dtype, ...] = (torc
             f"x is {x.dtype} and w is {w.dtype}: both operands must be {wanted}. "
             "Convert them, knowing what the conversion loses."
         )
-    if x.ndim != 2 or w.ndim != 2:
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and w has shape {tuple(w.shape)}: "
-            "both must be matrices, x (batch_size, in_features) and w (out_features, in_features)."
-        )
-    if x.shape[1] != w.shape[1]:
-        raise ValueError(
-            f"x has in_features={x.shape[1]} and w has in_features={w.shape[1]}: the inner "
-            "dimensions must agree, x (batch_size, in_features) and w (out_features, in_features)."
+            f"x has shape {tuple(x.shape)} and w has shape {tuple(w.shape)}: both must be matrices "
+            "with the same inner dimension, x (batch_size, in_features) and w (out_features, "
+            "in_features)."
         )
     if x.device != w.device:
         raise ValueError(f"x is on {x.device} and w on {w.device}: move one of them to the other.")

@@ -2,7 +2,7 @@
 
 Every method takes X (M, K) and W (N, K) and gives Y (M, N). With int8 operands the numbers are
 integers, and a method is called exact when it gives, number for number, what `integer_product`
-gives. From the reference down:
+gives. What `check_operands` refuses, every method refuses. From the reference down:
 
     integer_product            the reference: integers, whatever the size
     linear_product             the float32 layer, the baseline that speed is compared with
@@ -39,9 +39,6 @@ def integer_product(x: Tensor, w: Tensor) -> Tensor:
 
     CUDA has no integer matrix product of that width. There float64 does it, which holds every
     integer up to 2**53: exact for any order of summation while K <= 2**39.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_operands(x, w)
     if x.device.type == "cpu":
@@ -55,9 +52,6 @@ def linear_product(x: Tensor, w: Tensor) -> Tensor:
     int8 operands are converted first; float32 operands are used as they are, which is how a layer
     keeps its weights. float32 holds every integer up to 2**24 only, so int8 operands are
     *guaranteed* an exact sum for K <= 1,024; beyond that it depends on the numbers.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     return F.linear(x.float(), w.float())
@@ -73,23 +67,16 @@ def elementwise_product(x: Tensor, w: Tensor, block_elements: int | None = None)
 
     Args:
         x, w: X (M, K) and W (N, K), both int8 or both float32.
-        block_elements: how many partial products stand in memory at once; the default suits the
-            device.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`; or block_elements is below 1.
+        block_elements: how many partial products stand in memory at once, 1 or more; the default
+            suits the device.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
         working = accumulator = torch.float32
     else:
         working, accumulator = torch.int32, accumulator_dtype(x.shape[1])
-    return _sum_outer_blocks(
-        [(_columns(x, working), _columns(w, working))],
-        (x.shape[0], w.shape[0]),
-        accumulator,
-        block_elements,
-    )
+    factors = [(_columns(x, working), _columns(w, working))]
+    return _sum_outer_blocks(factors, accumulator, block_elements)
 
 
 def unblocked_elementwise_product(x: Tensor, w: Tensor) -> Tensor:
@@ -97,9 +84,6 @@ def unblocked_elementwise_product(x: Tensor, w: Tensor) -> Tensor:
 
     The seed's last form of a fully connected layer: 4 bytes for each of the M·N·K partial
     products, 1.2 GB at its size. int8 operands are multiplied as int32.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
@@ -120,25 +104,16 @@ def sign_magnitude_product(
     Args:
         x: X (M, K), int8.
         w: W (N, K), int8, or its signs and magnitudes computed before, as the seed does.
-        block_elements: how many partial products stand in memory at once; the default suits the
-            device.
-
-    Raises:
-        TypeError, ValueError: see `check_operands` and `as_sign_magnitude`; or block_elements is
-            below 1.
+        block_elements: see `elementwise_product`.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
     data = to_sign_magnitude(x)
-    return _sum_outer_blocks(
-        [
-            (_columns(data.magnitude, torch.int32), _columns(weight.magnitude, torch.int32)),
-            (_columns(data.sign, torch.int32), _columns(weight.sign, torch.int32)),
-        ],
-        (x.shape[0], weight.sign.shape[0]),
-        accumulator_dtype(x.shape[1]),
-        block_elements,
-    )
+    factors = [
+        (_columns(data.magnitude, torch.int32), _columns(weight.magnitude, torch.int32)),
+        (_columns(data.sign, torch.int32), _columns(weight.sign, torch.int32)),
+    ]
+    return _sum_outer_blocks(factors, accumulator_dtype(x.shape[1]), block_elements)
 
 
 def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Tensor:
@@ -148,9 +123,6 @@ def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Te
     and widens afterwards. Here the magnitudes are widened to int16 first, which holds 128 · 128.
     The result and the signs alone are 5 bytes for every one of the M·N·K partial products, and the
     conversions that PyTorch makes on the way, to int64 for the sum above all, are as much again.
-
-    Raises:
-        TypeError, ValueError: see `check_operands` and `as_sign_magnitude`.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
@@ -168,10 +140,7 @@ def _columns(operand: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _sum_outer_blocks(
-    factors: list[tuple[Tensor, Tensor]],
-    shape: tuple[int, int],
-    accumulator: torch.dtype,
-    block_elements: int | None,
+    factors: list[tuple[Tensor, Tensor]], accumulator: torch.dtype, block_elements: int | None
 ) -> Tensor:
     """Sum over k the product of all factors' outer products a[k, :, None] · b[k, None, :].
 
@@ -182,10 +151,9 @@ def _sum_outer_blocks(
     """
     if block_elements is not None and block_elements < 1:
         raise ValueError(f"block_elements={block_elements}: give 1 or more, or None.")
-    M, N = shape
-    first = factors[0][0]
-    K, device, dtype = first.shape[0], first.device, first.dtype
-    y = torch.zeros(shape, dtype=accumulator, device=device)
+    first, second = factors[0]
+    (K, M), N, device = first.shape, second.shape[1], first.device
+    y = torch.zeros((M, N), dtype=accumulator, device=device)
     if y.numel() == 0 or K == 0:
         return y
     if block_elements is None:
@@ -194,9 +162,7 @@ def _sum_outer_blocks(
     n_step = min(N, 512, block_elements)
     m_step = max(1, min(M, block_elements // 8 // n_step))
     k_step = max(1, min(K, block_elements // (m_step * n_step)))
-    buffers = [
-        torch.empty((k_step, m_step, n_step), dtype=dtype, device=device) for _ in factors[:2]
-    ]
+    buffers = [first.new_empty((k_step, m_step, n_step)) for _ in factors]
     for m in range(0, M, m_step):
         for n in range(0, N, n_step):
             tile = y[m : m + m_step, n : n + n_step]

@@ -7,14 +7,10 @@ from torch import Tensor
 
 
 class SignMagnitude(NamedTuple):
-    """An int8 tensor split in two, each part with the shape of the whole.
+    """An int8 tensor split in two, each part with the shape of the whole."""
 
-    sign: int8, -1, 0 or +1 as `torch.sign` gives it.
-    magnitude: uint8, 0..128.
-    """
-
-    sign: Tensor
-    magnitude: Tensor
+    sign: Tensor  # int8, -1, 0 or +1 as `torch.sign` gives it
+    magnitude: Tensor  # uint8, 0..128
 
 
 def to_sign_magnitude(x: Tensor) -> SignMagnitude:
@@ -38,32 +34,9 @@ def as_sign_magnitude(w: Tensor | SignMagnitude) -> SignMagnitude:
         TypeError: w is not int8, or its parts are not int8 and uint8.
         ValueError: the parts differ in shape or device.
     """
-    if isinstance(w, SignMagnitude):
-        _check_parts(*w)
-        return w
-    return to_sign_magnitude(w)
-
-
-def from_sign_magnitude(sign: Tensor, magnitude: Tensor) -> Tensor:
-    """Put int8 numbers together again: the inverse of `to_sign_magnitude`, for all 256 values.
-
-    The product is formed in int16, which holds -128..128; only +128 has no place in int8.
-
-    Raises:
-        TypeError: the parts are not int8 and uint8.
-        ValueError: the parts differ in shape or device, or a number is outside -128..127.
-    """
-    _check_parts(sign, magnitude)
-    value = sign.short() * magnitude.short()
-    if value.numel() and (value.max() > 127 or value.min() < -128):
-        raise ValueError(
-            f"the numbers reach from {value.min()} to {value.max()}: int8 holds -128..127."
-        )
-    return value.to(torch.int8)
-
-
-def _check_parts(sign: Tensor, magnitude: Tensor) -> None:
-    """Refuse parts that `to_sign_magnitude` would not give; their numbers are not looked at."""
+    if not isinstance(w, SignMagnitude):
+        return to_sign_magnitude(w)
+    sign, magnitude = w
     if sign.dtype != torch.int8 or magnitude.dtype != torch.uint8:
         # int8 holds the magnitude of -128 as -128: read as a number it changes the sign.
         raise TypeError(
@@ -76,3 +49,4 @@ def _check_parts(sign: Tensor, magnitude: Tensor) -> None:
             f"{tuple(magnitude.shape)} on {magnitude.device}: they must be of one tensor, as "
             "to_sign_magnitude gives them."
         )
+    return w

@@ -71,9 +71,8 @@ def modular_rank(table: np.ndarray) -> int:
     """
     best = 0
     for prime in PRIMES:
-        best = max(best, len(_pivots(table, prime)))
-        if best == min(table.shape):
-            break
+        if best < min(table.shape):
+            best = max(best, len(_pivots(table, prime)))
     return best
 
 
@@ -90,15 +89,13 @@ def factorize(table: np.ndarray, progress: bool = True) -> Factorization:
         progress: show a progress bar once the work takes more than a second.
 
     Raises:
-        ModuleNotFoundError: python-flint is not installed.
         CertificateError: what was found does not prove itself; it would be a bug.
     """
     table = np.asarray(table, dtype=np.int64)
     rank = modular_rank(table)
     forms: list[Factorization] = []
-    with tqdm(
-        total=2 * _steps(table), desc="factorizing", delay=1, leave=False, disable=not progress
-    ) as bar:
+    steps = sum(-(-size // 16) for size in table.shape)
+    with tqdm(total=steps, desc="factorizing", delay=1, leave=False, disable=not progress) as bar:
         for build in (_by_selection, partial(_by_lattice, bar=bar)):
             for flipped in (False, True):
                 # Each product is at least one int8 product: nothing is left to gain. And where the
@@ -140,17 +137,13 @@ def _balanced(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for j in range(len(b)):
         left, right = int(np.gcd.reduce(a[:, j])), int(np.gcd.reduce(b[j]))
         common = left * right
-        if common in (0, 1):
+        if common < 2:
             continue
         column, row = a[:, j] // left, b[j] // right
         shares = [share for share in range(1, min(common, 2**12) + 1) if common % share == 0]
-        share = min(
-            shares, key=lambda s: digit_count(column * s) * digit_count(row * (common // s))
-        )
-        if digit_count(column * share) * digit_count(row * (common // share)) < digit_count(
-            a[:, j]
-        ) * digit_count(b[j]):
-            a[:, j], b[j] = column * share, row * (common // share)
+        # As they are come first: of equally many products nothing is moved.
+        forms = [(a[:, j], b[j])] + [(column * s, row * (common // s)) for s in shares]
+        a[:, j], b[j] = min(forms, key=lambda form: digit_count(form[0]) * digit_count(form[1]))
     return a, b
 
 
@@ -185,10 +178,6 @@ def _by_selection(table: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]
     return (which[:, None] == used).astype(np.int64), distinct[used]
 
 
-def _steps(table: np.ndarray) -> int:
-    return -(-table.shape[0] // 16) // 2 + -(-table.shape[1] // 16) // 2 + 1
-
-
 def _by_lattice(table: np.ndarray, rank: int, bar: tqdm) -> tuple[np.ndarray, np.ndarray] | None:
     """The rows' coordinates in a short basis of the lattice that they span."""
     from flint import fmpz_mat
@@ -207,16 +196,14 @@ def _by_lattice(table: np.ndarray, rank: int, bar: tqdm) -> tuple[np.ndarray, np
     if max(abs(int(value)) for row in basis for value in row) >= 2**62:
         return None
     b = np.array([[int(value) for value in row] for row in basis], dtype=np.int64)
-    for prime in PRIMES:
-        pivots = _pivots(b, prime)
-        if len(pivots) == rank:
-            break
-    else:
+    found = (_pivots(b, prime) for prime in PRIMES)
+    pivots = next((columns for columns in found if len(columns) == rank), None)
+    if pivots is None:
         return None
     # A B = table has one solution in the pivot columns, and it is whole: rows are in the lattice.
     square = fmpz_mat(b[:, pivots].T.tolist())
     solution = square.solve(fmpz_mat(table[:, pivots].T.tolist()))
-    coordinates = [[value for value in row] for row in solution.tolist()]
+    coordinates = solution.tolist()
     if any(value.q != 1 or abs(int(value.p)) >= 2**62 for row in coordinates for value in row):
         return None
     a = np.array([[int(value.p) for value in row] for row in coordinates], dtype=np.int64).T

@@ -4,17 +4,13 @@ There are F(n + 2) of them among the 2**n numbers of n bits: 34 of 128, 55 of 25
 Fibonacci *numbers*; the name is that of the coding, in which no two ones are adjacent either.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 MAX_BITS = 16
-COARSE, FINE = (
-    2048,
-    256,
-)  # candidates for a scale: over the whole range, and around the best of them
+COARSE, FINE = 2048, 256  # candidates for a scale: over the whole range, and around the best
 
 
 def fibonacci_codes(bits: int = 7) -> Tensor:
@@ -23,7 +19,10 @@ def fibonacci_codes(bits: int = 7) -> Tensor:
     Raises:
         ValueError: `bits` is not a whole number in 1..16.
     """
-    return _codes(_checked_bits(bits)).clone()
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"bits={bits!r}: give a whole number in 1..{MAX_BITS}.")
+    every = torch.arange(2**bits)
+    return every[(every & (every >> 1)) == 0]
 
 
 def is_fibonacci(x: Tensor) -> Tensor:
@@ -46,18 +45,15 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
     The codes of 7 bits end at 85, so all of 86..127 come down to it: the width decides.
 
     Args:
-        x: whole numbers in 0..2**bits - 1, of any integer dtype.
+        x: whole numbers in 0..2**bits - 1, of any integer dtype; so are the codes that come back.
         bits: the width of the codes, 1..16; 7 suits the magnitudes of int8.
-
-    Returns:
-        The codes, in the shape and the dtype of x.
 
     Raises:
         TypeError: x does not hold integers.
         ValueError: x holds a number outside 0..2**bits - 1, or one whose code its dtype does not
             hold (int8 ends at 127, and of 8 bits 107 goes to 128); `bits` is outside 1..16.
     """
-    codes = _codes(_checked_bits(bits)).to(x.device)
+    codes = fibonacci_codes(bits).to(x.device)
     wide = _non_negative_integers(x)
     if wide.numel() and int(wide.max()) >= 2**bits:
         raise ValueError(
@@ -78,18 +74,12 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
 
 
 class Quantized(NamedTuple):
-    """A float weight as int8 times a scale, and what was lost.
+    """A float weight as int8 times a scale, and what was lost: real = scale · weight."""
 
-    weight: int8, in the shape of the float weight; real = scale · weight.
-    scale: the one scale of the whole tensor.
-    mean_squared_error: the mean of (real - float weight)².
-    relative_error: the square root of the sum of these squares over the sum of the weights' own.
-    """
-
-    weight: Tensor
-    scale: float
-    mean_squared_error: float
-    relative_error: float
+    weight: Tensor  # int8, in the shape of the float weight
+    scale: float  # the one scale of the whole tensor
+    mean_squared_error: float  # the mean of (real - float weight)²
+    relative_error: float  # √(the sum of these squares / the sum of the weights' own)
 
 
 def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
@@ -101,9 +91,10 @@ def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
     Raises:
         TypeError, ValueError: see `quantize_magnitudes`; `bits` is outside 1..7.
     """
-    if _checked_bits(bits) > 7:
+    codes = fibonacci_codes(bits)
+    if bits > 7:
         raise ValueError(f"bits={bits}: an int8 magnitude has at most 7 bits.")
-    return quantize_magnitudes(weight, fibonacci_codes(bits))
+    return quantize_magnitudes(weight, codes)
 
 
 def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantized:
@@ -129,14 +120,12 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
             is beyond the range; the codes are not as asked.
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"the weight is {found}: only a floating tensor is quantized.")
+        raise TypeError(f"the weight is {_kind(weight)}: only a floating tensor is quantized.")
     if weight.numel() == 0 or not bool(torch.isfinite(weight).all()):
         raise ValueError("the weight is empty or holds a number that is not finite.")
     codes = torch.arange(128) if codes is None else codes
     if not _holds_integers(codes):
-        found = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-        raise TypeError(f"the codes are {found}: they must be a tensor of integers.")
+        raise TypeError(f"the codes are {_kind(codes)}: they must be a tensor of integers.")
     ascending = codes.ndim == 1 and len(codes) > 1 and bool((codes[1:] > codes[:-1]).all())
     if not ascending or int(codes[0]) != 0 or int(codes[-1]) > 127:
         raise ValueError("the codes must ascend from 0 to at most 127, and there must be two.")
@@ -193,29 +182,16 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
         torch.bucketize(magnitude / largest, scale * (codes[:-1] + codes[1:]) / 2, right=True)
     ].reshape(weight.shape)
     quantized = (magnitudes * torch.sign(weight.detach()).double()).to(torch.int8)
-    real_scale = float(scale) * largest
     squared = float(((magnitudes * float(scale)).flatten() - magnitude / largest).square().sum())
-    return Quantized(
-        quantized,
-        real_scale,
-        squared * largest**2 / len(ordered),
-        (squared / total) ** 0.5,
-    )
+    mean = squared * largest**2 / len(ordered)
+    return Quantized(quantized, float(scale) * largest, mean, (squared / total) ** 0.5)
 
 
-@cache
-def _codes(bits: int) -> Tensor:
-    every = torch.arange(2**bits)
-    return every[(every & (every >> 1)) == 0]
+def _kind(x: object) -> str:
+    return str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
-def _checked_bits(bits: int) -> int:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"bits={bits!r}: give a whole number in 1..{MAX_BITS}.")
-    return bits
-
-
-def _holds_integers(x: Tensor) -> bool:
+def _holds_integers(x: object) -> bool:
     if not isinstance(x, Tensor) or x.dtype is torch.bool:
         return False
     return not (x.is_floating_point() or x.is_complex())
@@ -224,8 +200,7 @@ def _holds_integers(x: Tensor) -> bool:
 def _non_negative_integers(x: Tensor) -> Tensor:
     """x as int64, whose shifts and look-ups every device has for every integer dtype."""
     if not _holds_integers(x):
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {found}: a Fibonacci code is asked of a tensor of integers.")
+        raise TypeError(f"x is {_kind(x)}: a Fibonacci code is asked of a tensor of integers.")
     wide = x.long()
     if wide.numel() and int(wide.min()) < 0:
         raise ValueError(

@@ -5,11 +5,9 @@ compiler. It is here for the measurement; `posmat.multipliers.product` needs non
 """
 
 import ctypes
-import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -37,7 +35,7 @@ void lookup_product(const uint8_t *restrict x, const uint8_t *restrict w,
             int64_t total = 0;
             for (int64_t k = 0; k < K; ) {
                 /* whole blocks in SUM_TYPE: the caller chose a table whose block sums fit */
-                int64_t end = k + BLOCK < K ? k + BLOCK : K;
+                int64_t end = k + 16384 < K ? k + 16384 : K;
                 SUM_TYPE sum = 0;
                 for (; k < end; k++)
                     sum += table[(uint32_t)b[k] << 8 | a[k]];
@@ -93,35 +91,23 @@ def _compiler() -> str:
     )
 
 
-_tables: dict[int, tuple[Multiplier, np.ndarray]] = {}
-
-
+@cache
 def _table(multiplier: Multiplier) -> np.ndarray:
-    if id(multiplier) not in _tables:
-        _tables[id(multiplier)] = multiplier, multiplier.operand_table.astype(np.int32)
-    return _tables[id(multiplier)][1]
+    return multiplier.operand_table.astype(np.int32)
 
 
 @cache
 def _loop(small: bool):
     """The compiled function; with int32 sums of 16,384 products where the table is small enough."""
     compiler = _compiler()
-    choice = ("int32_t", 2**14) if small else ("int64_t", 2**14)
-    defines = [f"-DSUM_TYPE={choice[0]}", f"-DBLOCK={choice[1]}"]
-    suffix = ".dylib" if sys.platform == "darwin" else ".so"
-    name = hashlib.sha256((SOURCE + str(small)).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        source, library = Path(folder, f"{name}.c"), Path(folder, name + suffix)
+        source, library = Path(folder, "lookup.c"), Path(folder, "lookup.so")
         source.write_text(SOURCE, encoding="utf-8")
-        command = [compiler, *FLAGS, *defines, str(source), "-o", str(library)]
+        sums = f"-DSUM_TYPE={'int32_t' if small else 'int64_t'}"
+        command = [compiler, *FLAGS, sums, str(source), "-o", str(library)]
         try:
             done = subprocess.run(
-                command,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=120,
-                check=False,
+                command, check=False, capture_output=True, text=True, errors="replace", timeout=120
             )
             if done.returncode:
                 raise OSError(done.stderr.strip().splitlines()[0] if done.stderr else "no reason")

@@ -10,8 +10,8 @@ The ways there, all equal number for number:
     "gemm"     1 + r GEMMs, by the engine that `posmat.layer.engines` chooses: int8 or float32
     "lookup"   the table, by rows: for each k, table[w[:, k]] is one row of N for each value of x
 
-What the weights need is prepared once, by `prepare_inexact`, and then multiplied with as often as
-one likes: `inexact_product(x, prepared)`.
+What the weights need is prepared once, by `prepare_inexact`. What `inexact_product` refuses, the
+errors that are made of it refuse too.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posmat.layer.engines import Engine, Form, Term, engine_for, scratch, sum_of_gemms
-from posmat.layer.gemm import check_weight, like_int8, require_kind
-from posmat.layer.problem import check_operands
+from posmat.layer.gemm import PreparedWeight, check_for
 from posmat.layer.products import INT32_MAX_IN_FEATURES
 from posmat.layer.proof import INT8
-from posmat.multipliers.table import BitTerm, Multiplier, find_multiplier
+from posmat.multipliers.gemms import BitTerm
+from posmat.multipliers.table import Multiplier, find_multiplier
 
 PATHS = ("auto", "exact", "gemm", "lookup")
 
@@ -42,7 +42,7 @@ LOOKUP_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}  # of rows of the table made at 
 GATHER_ROWS = 16  # up to so many rows of x, single look-ups are faster than rows of the table
 
 
-class InexactWeight:
+class InexactWeight(PreparedWeight):
     """int8 weights W (N, K), as they were when prepared, made ready for a multiplier.
 
     multiplier: the Multiplier.
@@ -51,8 +51,9 @@ class InexactWeight:
     """
 
     def __init__(self, w: Tensor, multiplier: Multiplier, path: str):
+        super().__init__(w)
+        path = _path(w, multiplier, path)
         self.multiplier, self.path = multiplier, path
-        self.shape, self.device = tuple(w.shape), w.device
         self.gemms = multiplier.gemm.count if path == "gemm" else int(path == "exact")
         # Partial sums may wrap on the way in int32: additions modulo 2**32 end where they should
         # as soon as the sum itself fits.
@@ -74,11 +75,7 @@ class InexactWeight:
         return f"InexactWeight{self.shape}: {self.multiplier.name!r}, path {self.path!r} ({way})"
 
     def product(self, x: Tensor) -> Tensor:
-        """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit.
-
-        Raises:
-            ValueError: x has a -128, which the multiplier does not admit.
-        """
+        """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit."""
         _check_admitted(x, "x", self.multiplier, 1)
         N, K = self.shape
         if self._table is None:
@@ -103,15 +100,16 @@ def prepare_inexact(w: Tensor, multiplier: str | Multiplier, path: str = "auto")
     Args:
         w: W (N, K), int8; later changes of it do not count.
         multiplier: a Multiplier or the name of a shipped one.
-        path: 'auto' chooses (see `choose_path`); 'exact', 'gemm' and 'lookup' ask for one.
+        path: 'exact', 'gemm' or 'lookup'; 'auto' takes 'exact' if every weight is one on which the
+            multiplier is exact for all inputs, else 'gemm', if it takes at most as many of them as
+            the look-up path takes the time of (see `LOOKUP_IN_GEMMS`), else 'lookup'.
 
     Raises:
         TypeError: w is not int8.
         ValueError: w is not a matrix or holds a -128 that the multiplier does not admit, there is
             no such multiplier or path, or 'exact' is asked for weights on which it is not.
     """
-    found = find_multiplier(multiplier)
-    return InexactWeight(w, found, choose_path(w, found, path))
+    return InexactWeight(w, find_multiplier(multiplier), path)
 
 
 def inexact_product(
@@ -120,9 +118,7 @@ def inexact_product(
     multiplier: str | Multiplier | None = None,
     path: str = "auto",
 ) -> Tensor:
-    """The product X Wᵀ in which every multiplication is done by an inexact multiplier.
-
-    Equal, number for number, to summing the table over the inner dimension.
+    """The product X Wᵀ by an inexact multiplier: number for number the sum of its table over K.
 
     Args:
         x: X (M, K), int8.
@@ -137,7 +133,7 @@ def inexact_product(
         ValueError: the shapes do not fit, or x holds a -128 that the multiplier does not admit; see
             also `prepare_inexact`.
     """
-    require_kind("inexact_product", w, InexactWeight)
+    check_for("inexact_product", x, w, InexactWeight)
     prepared = isinstance(w, InexactWeight)
     if prepared and (multiplier is not None or path != "auto"):
         raise TypeError(
@@ -146,25 +142,13 @@ def inexact_product(
         )
     if not prepared and multiplier is None:
         raise TypeError("multiplier is missing: name one, or give w as prepare_inexact makes it.")
-    check_operands(x, like_int8(*w.shape, w.device) if prepared else w)
     return (w if prepared else prepare_inexact(w, multiplier, path)).product(x)
 
 
-def choose_path(w: Tensor, multiplier: str | Multiplier, path: str = "auto") -> str:
-    """Which way `inexact_product` takes for these weights.
-
-    'exact' if every weight is one on which the multiplier is exact for all inputs; else 'gemm', if
-    the multiplier takes at most as many of them as the look-up path takes the time of (see
-    `LOOKUP_IN_GEMMS`); else 'lookup'. A path other than 'auto' is given back, once it is known to
-    serve.
-
-    Raises:
-        TypeError, ValueError: see `prepare_inexact`.
-    """
-    found = find_multiplier(multiplier)
+def _path(w: Tensor, found: Multiplier, path: str) -> str:
+    """The way that is asked for, once it is known to serve; the one to take where it is 'auto'."""
     if path not in PATHS:
         raise ValueError(f"there is no path {path!r}: the paths are {', '.join(PATHS)}.")
-    check_weight(w)
     _check_admitted(w, "w", found, 0)
     if path in ("gemm", "lookup"):
         return path
@@ -183,59 +167,35 @@ def choose_path(w: Tensor, multiplier: str | Multiplier, path: str = "auto") -> 
     return "gemm" if found.gemm.count <= most else "lookup"
 
 
-def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
-    """What the multiplier adds to the exact product X Wᵀ: int64 (M, N), itself a product.
+def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
+    if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
+        return
+    i, j = (t == -128).nonzero()[0].tolist()
+    raise ValueError(
+        f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
+        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
+        f"{('rows', 'columns')[axis]}."
+    )
 
-    Raises:
-        TypeError, ValueError: see `inexact_product`.
-    """
+
+def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
+    """What the multiplier adds to the exact product X Wᵀ: int64 (M, N), itself a product."""
     return inexact_product(x, w, multiplier).long().sub_(inexact_product(x, w, "exact"))
 
 
 class OutputError(NamedTuple):
-    """A layer's error under a multiplier, per output and over a batch, each (N,) float64.
+    """A layer's error under a multiplier, per output and over a batch, each (N,) float64."""
 
-    bias: the mean of inexact minus exact.
-    spread: its standard deviation.
-    signal: the standard deviation of the exact output, to compare with.
-    """
-
-    bias: Tensor
-    spread: Tensor
-    signal: Tensor
+    bias: Tensor  # the mean of inexact minus exact
+    spread: Tensor  # its standard deviation
+    signal: Tensor  # the standard deviation of the exact output, to compare with
 
 
 def output_error(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> OutputError:
-    """Bias and spread of every output of a layer W (N, K) over a batch X (M, K).
-
-    Raises:
-        TypeError, ValueError: see `inexact_product`.
-    """
+    """Bias and spread of every output of a layer W (N, K) over a batch X (M, K)."""
     error = error_product(x, w, multiplier).double()
     exact = inexact_product(x, w, "exact").double()
     return OutputError(error.mean(0), error.std(0, correction=0), exact.std(0, correction=0))
-
-
-def straight_through_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
-    """`inexact_product` for training: floating operands that hold int8 values, and a gradient.
-
-    Forward, the inexact product of these values, as floats of x's dtype (float32 is exact up to
-    2**24). Backward, the gradient of the exact product x wᵀ, as if the multiplier were a true one:
-    the straight-through estimate.
-
-    Args:
-        x, w: X (M, K) and W (N, K), floating, every element a whole number in -128..127.
-        multiplier: a Multiplier or the name of a shipped one.
-
-    Raises:
-        TypeError: an operand is not floating.
-        ValueError: an element is not a whole number in -128..127; see also `inexact_product`.
-    """
-    y = inexact_product(_as_int8(x, "x"), _as_int8(w, "w"), multiplier)
-    return _StraightThrough.apply(x, w, y)
-
-
-# --- by GEMMs -------------------------------------------------------------------------------------
 
 
 def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
@@ -257,15 +217,12 @@ def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
         terms.append(term(factors, 128, form=Form(partial(_embed, bits, xor))))
     for scale, (weights, inputs) in gemm.columns.items():
         for start, count, columns in _chunks(weights.shape[1]):
-            pad = ((0, 0), (0, columns - count))
-            of_weight = np.pad(weights[:, start : start + count], pad)
-            of_input = np.pad(inputs[:, start : start + count], pad)
-            keys, rows = _rows_by_index(of_input)
-            form = Form(
-                partial(_look_up, keys, rows.to(w.device)),
-                width=columns,
-                block_bytes=COLUMN_BYTES,
+            of_weight, of_input = (
+                np.pad(factors[:, start : start + count], ((0, 0), (0, columns - count)))
+                for factors in (weights, inputs)
             )
+            keys, rows = _rows_by_index(of_input)
+            form = Form(partial(_look_up, keys, rows.to(w.device)), columns, COLUMN_BYTES)
             largest = int(np.abs(of_input.astype(int)).max())
             terms.append(term(of_weight, largest, form=form, scales=(scale,)))
     return terms
@@ -356,9 +313,6 @@ def _look_up(keys: int, rows: Tensor, x: Tensor) -> Tensor:
     return found.view(torch.int8)
 
 
-# --- by look-ups ----------------------------------------------------------------------------------
-
-
 class _Table:
     """The table itself, by rows of it, or by single look-ups where x has few rows.
 
@@ -394,83 +348,26 @@ class _Table:
             elements = LOOKUP_ELEMENTS.get(x.device.type, LOOKUP_ELEMENTS["cpu"])
             k_step = max(1, min(elements // (256 * n_step), limit, self.K))
             for n in range(0, self.N, n_step):
-                self._add_outputs(x, y[:, n : n + n_step], self.codes[n : n + n_step], k_step,
-                                  scale, table, limit)  # fmt: skip
-
-    def _add_outputs(
-        self,
-        x: Tensor,
-        y: Tensor,
-        codes: Tensor,
-        k_step: int,
-        scale: int,
-        table: Tensor,
-        limit: int,
-    ) -> None:
-        total = torch.zeros(y.shape, dtype=torch.float32, device=x.device)
-        summed = 0
-        for k in range(0, self.K, k_step):
-            columns = codes[:, k : k + k_step].T  # (k, n)
-            count = len(columns)
-            if summed + count > limit:
-                y.add_(_scaled(total, scale, y))
-                total.zero_()
+                y_block = y[:, n : n + n_step]
+                total = torch.zeros(y_block.shape, dtype=torch.float32, device=x.device)
                 summed = 0
-            # (v, k, n): row v · count + k is table[w[:, k], v]
-            rows = torch.index_select(table, 1, columns.reshape(-1)).view(256 * count, -1)
-            index = x[:, k : k + count].contiguous().view(torch.uint8).int().mul_(count)
-            index.add_(torch.arange(count, dtype=torch.int32, device=x.device))
-            total.add_(F.embedding_bag(index, rows, mode="sum"))
-            summed += count
-        y.add_(_scaled(total, scale, y))
+                for k in range(0, self.K, k_step):
+                    codes = self.codes[n : n + n_step, k : k + k_step].T  # (k, n)
+                    count = len(codes)
+                    if summed + count > limit:
+                        y_block.add_(_scaled(total, scale, y))
+                        total.zero_()
+                        summed = 0
+                    # (v, k, n): row v · count + k is table[w[:, k], v]
+                    rows = torch.index_select(table, 1, codes.reshape(-1)).view(256 * count, -1)
+                    index = x[:, k : k + count].contiguous().view(torch.uint8).int().mul_(count)
+                    index.add_(torch.arange(count, dtype=torch.int32, device=x.device))
+                    total.add_(F.embedding_bag(index, rows, mode="sum"))
+                    summed += count
+                y_block.add_(_scaled(total, scale, y))
 
 
 def _scaled(part: Tensor, scale: int, y: Tensor) -> Tensor:
     """part · scale in y's dtype; in int32 modulo 2**32, as the sum's bound allows."""
     whole = part.long() if y.dtype == torch.int64 or scale >= 2**31 else part.to(y.dtype)
     return (whole * scale).to(y.dtype) if scale != 1 else whole
-
-
-# --- operands and gradients -----------------------------------------------------------------------
-
-
-def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
-    if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
-        return
-    i, j = (t == -128).nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
-        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
-        f"{('rows', 'columns')[axis]}."
-    )
-
-
-def _as_int8(t: Tensor, name: str) -> Tensor:
-    """The int8 values that a floating tensor holds, if it holds nothing else."""
-    if not isinstance(t, Tensor) or not t.is_floating_point():
-        found = t.dtype if isinstance(t, Tensor) else type(t).__name__
-        raise TypeError(f"{name} is {found}: a gradient is taken of floating operands.")
-    values = t.detach()
-    wrong = (values != values.round()) | (values < -128) | (values > 127) | values.isnan()
-    if bool(wrong.any()):
-        raise ValueError(
-            f"{name} holds {float(values[wrong][0])!r}: every element must be a whole number in "
-            "-128..127; scale and round it first, straight through as well."
-        )
-    return values.to(torch.int8)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Forward the inexact product, which is given, backward the exact product's gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, w)
-        return y.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, w = ctx.saved_tensors
-        grad_x = grad @ w.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_w = (grad.T @ x.to(grad.dtype)).to(w.dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_w, None

@@ -17,9 +17,8 @@ pp_i = b_i · (input << i) that are summed:
 
 import difflib
 import os
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
@@ -27,80 +26,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from posmat.multipliers.factors import DIGIT_BASE, Factorization, digits, factorize, modular_rank
+from posmat.multipliers.factors import Factorization, factorize, modular_rank
+from posmat.multipliers.gemms import (
+    CODES,
+    BitTerm,
+    ClosedForm,
+    Gemm,
+    gemm_of_closed_form,
+    gemm_of_factors,
+)
 
 CONVENTIONS = ("sign-magnitude", "unsigned", "signed")
 MANY_TERMS = 4  # more functions of bits than that are looked up together in less time
-CODES = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)  # the int8 of each byte
 
 
 class ErrorStatistics(NamedTuple):
-    """What a multiplier's error is over a set of operand pairs, each pair counted once.
-
-    pairs: how many pairs.
-    probability: the share of pairs with a wrong product.
-    mean, max: of the error's absolute value.
-    bias: the mean of the error itself, product minus true product.
-    mean_relative: the mean of |error / true product| where the true product is not 0.
-    """
+    """What a multiplier's error is over a set of operand pairs, each pair counted once."""
 
     pairs: int
-    probability: float
-    mean: float
-    max: int
-    bias: float
-    mean_relative: float
-
-
-class BitTerm(NamedTuple):
-    """A function of an input's magnitude: a & (a << s) for every s of `shifts`, & `mask`.
-
-    Its value is made of bits of a, so it is never more than a. With a shift it never has the lowest
-    set bit of a: the row below has a zero there.
-    """
-
-    shifts: tuple[int, ...] = ()
-    mask: int = 0xFF
-
-    def values(self, magnitude: np.ndarray) -> np.ndarray:
-        """The function of each magnitude."""
-        result = magnitude & self.mask
-        for shift in self.shifts:
-            result = result & (magnitude << shift)
-        return result
-
-
-class ClosedForm(NamedTuple):
-    """m(w, x) = linear(w) · x + sum of coefficient(w) · term(x), for magnitudes 0..128.
-
-    linear: (129,) integers.
-    terms: pairs of coefficients (129,) and a BitTerm.
-    """
-
-    linear: np.ndarray
-    terms: tuple[tuple[np.ndarray, BitTerm], ...]
-
-
-class Gemm(NamedTuple):
-    """int8 functions of weight and input by whose products a multiplier is a sum of GEMMs.
-
-    Each table is indexed by the byte of an int8 operand, signs included.
-
-    linear: (256,) the weight's factor of the input itself, or None.
-    bit_terms: (weight's factors (256,), the term, whether the input's factor is x - s·term(|x|),
-        which is x ^ term(|x|), rather than s·term(|x|)).
-    columns: scale -> (weight's factors (256, c), input's factors (256, c)).
-    """
-
-    linear: np.ndarray | None
-    bit_terms: tuple[tuple[np.ndarray, BitTerm, bool], ...]
-    columns: dict[int, tuple[np.ndarray, np.ndarray]]
-
-    @property
-    def count(self) -> int:
-        """How many int8 GEMMs of the layer's size the product takes."""
-        wide = sum(weights.shape[1] for weights, _ in self.columns.values())
-        return (self.linear is not None) + len(self.bit_terms) + wide
+    probability: float  # the share of pairs with a wrong product
+    mean: float  # of the error's absolute value
+    max: int  # of the same
+    bias: float  # the mean of the error itself, product minus true product
+    mean_relative: float  # the mean of |error / true product| where the true product is not 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,24 +90,22 @@ class Multiplier:
         """
         if not callable(f):
             raise TypeError(f"{f!r} is not callable: give a function f(weight, input).")
-        size = 129 if _checked_convention(convention) == "sign-magnitude" else 256
+        _require_known("convention", convention, CONVENTIONS)
+        size = 129 if convention == "sign-magnitude" else 256
         operands = np.arange(size, dtype=np.int64) - (128 if convention == "signed" else 0)
         weight, data = np.meshgrid(operands, operands, indexing="ij")
         name = name or getattr(f, "__name__", "function")
-        table = _as_array(f(weight, data), name)
-        if table.shape != weight.shape:
+        table = f(weight, data)
+        if np.shape(table) != weight.shape:
             raise ValueError(
-                f"f gave shape {table.shape} for operands of shape {weight.shape}: it is called "
-                "with arrays, and must return one product for each pair."
+                f"f gave shape {np.shape(table)} for operands of shape {weight.shape}: it is "
+                "called with arrays, and must return one product for each pair."
             )
         return cls(name, convention, _checked_table(table, convention, name))
 
     @classmethod
     def from_table(
-        cls,
-        table: Any,
-        name: str | None = None,
-        convention: str | None = None,
+        cls, table: Any, name: str | None = None, convention: str | None = None
     ) -> "Multiplier":
         """The multiplier of a table[weight, input], from an array or an .npy or .csv file.
 
@@ -170,20 +116,16 @@ class Multiplier:
                 shape does not say it.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            OSError: the file cannot be read.
             TypeError: the table does not hold numbers.
             ValueError: the file holds no table; shape, values or convention are not admitted. The
                 first offending cell is named.
         """
-        if convention is None:
-            raise ValueError(f"convention= is not given: say which of {', '.join(CONVENTIONS)}.")
-        _checked_convention(convention)
+        _require_known("convention", convention, CONVENTIONS)
         if isinstance(table, str | os.PathLike):
-            path = Path(table)
-            name = name or path.stem
-            table = _read_table(path)
+            name, table = name or Path(table).stem, _read_table(Path(table))
         name = name or "table"
-        return cls(name, convention, _checked_table(_as_array(table, name), convention, name))
+        return cls(name, convention, _checked_table(table, convention, name))
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
@@ -192,12 +134,12 @@ class Multiplier:
     @property
     def weights(self) -> np.ndarray:
         """The operand of each row of the table."""
-        return self._operands(0)
+        return np.arange(self.table.shape[0]) - (128 if self.convention == "signed" else 0)
 
     @property
     def inputs(self) -> np.ndarray:
         """The operand of each column of the table."""
-        return self._operands(1)
+        return np.arange(self.table.shape[1]) - (128 if self.convention == "signed" else 0)
 
     @cached_property
     def error(self) -> np.ndarray:
@@ -209,9 +151,7 @@ class Multiplier:
     ) -> ErrorStatistics:
         """The error over all pairs of `weights` and `inputs`; by default over the whole table.
 
-        Args:
-            weights, inputs: operands as they index the table, for example the Fibonacci codes or
-                `range(128)`.
+        They are operands as they index the table, for example `range(128)`.
 
         Raises:
             ValueError: an operand is not in the table, or there are none.
@@ -240,8 +180,11 @@ class Multiplier:
         'both' (both of them are of the kind).
         """
         answer = {}
-        for kind, belongs in (("Fibonacci code", _is_fibonacci), ("power of two", _is_power)):
-            rows, columns = belongs(np.abs(self.weights)), belongs(np.abs(self.inputs))
+        w, x = np.abs(self.weights), np.abs(self.inputs)
+        for kind, rows, columns in (
+            ("Fibonacci code", (w & w >> 1) == 0, (x & x >> 1) == 0),
+            ("power of two", (w & w - 1) == 0, (x & x - 1) == 0),
+        ):
             by_weight = not self.error[rows].any()
             by_input = not self.error[:, columns].any()
             answer[kind] = {
@@ -285,12 +228,10 @@ class Multiplier:
         """The largest absolute value of a product of admitted int8 operands."""
         return int(np.abs(self.operand_table).max())
 
-    @property
+    @cached_property
     def rank_bound(self) -> int:
         """The rank of the error modulo a prime: at most the rank, found without factorizing."""
-        if self.closed_form is not None:
-            return self.factorization.rank
-        return self._rank_bound
+        return modular_rank(self._int8_part(self.error))
 
     @property
     def rank(self) -> int:
@@ -304,16 +245,11 @@ class Multiplier:
         Over magnitudes 0..128 (or 0..127 where the table ends there), or over -128..127 if the
         convention is 'signed'. The shipped multipliers have theirs in closed form.
         """
+        error = self._int8_part(self.error)
         if self.closed_form is None:
-            return factorize(self._int8_error)
-        magnitude = np.arange(129)
-        pairs = [(self.closed_form.linear - magnitude, magnitude)]
-        pairs += [(c, term.values(magnitude)) for c, term in self.closed_form.terms]
-        pairs = [(a, b) for a, b in pairs if a.any()]
-        a = np.array([a for a, _ in pairs], np.int64).reshape(-1, 129).T
-        b = np.array([b for _, b in pairs], np.int64).reshape(-1, 129)
-        found = Factorization(a, b)
-        found.verify(self._int8_error)
+            return factorize(error)
+        found = self.closed_form.error_factors()
+        found.verify(error)
         return found
 
     @cached_property
@@ -323,47 +259,32 @@ class Multiplier:
         From the closed form; or the true product and the factors of the error; or, where that
         takes fewer, the factors of the products themselves.
         """
-        if self.closed_form is not None:
-            if len(self.closed_form.terms) <= MANY_TERMS:
-                return _gemm_of_closed_form(self.closed_form)
-            return _gemm_of_factors(self.factorization, self.convention, linear=True)
-        candidates = [_gemm_of_factors(self.factorization, self.convention, linear=True)]
-        products = self._int8_error + np.outer(*self._int8_operands)
-        if modular_rank(products) <= self.factorization.rank:
-            candidates.append(_gemm_of_factors(factorize(products), self.convention, linear=False))
-        return min(candidates, key=lambda gemm: gemm.count)
+        form = self.closed_form
+        if form is not None and len(form.terms) <= MANY_TERMS:
+            return gemm_of_closed_form(form)
+        found = gemm_of_factors(self.factorization, self.convention, linear=True)
+        products = self._int8_part(self.table).astype(np.int64)
+        if form is None and modular_rank(products) <= self.rank:
+            other = gemm_of_factors(factorize(products), self.convention, linear=False)
+            return min(found, other, key=lambda gemm: gemm.count)
+        return found
 
-    @cached_property
-    def _rank_bound(self) -> int:
-        return modular_rank(self._int8_error)
-
-    @property
-    def _int8_operands(self) -> tuple[np.ndarray, np.ndarray]:
-        """The operands of the rows and the columns that an int8 operand can meet."""
-        if self.convention == "signed":
-            return self.weights, self.inputs
-        return self.weights[:129], self.inputs[:129]
-
-    @property
-    def _int8_error(self) -> np.ndarray:
-        return self.error if self.convention == "signed" else self.error[:129, :129]
-
-    def _operands(self, axis: int) -> np.ndarray:
-        first = -128 if self.convention == "signed" else 0
-        return np.arange(first, first + self.table.shape[axis])
+    def _int8_part(self, table: np.ndarray) -> np.ndarray:
+        """The rows and the columns that an int8 operand can meet."""
+        return table if self.convention == "signed" else table[:129, :129]
 
     def _index(self, axis: int, operands: np.ndarray | None) -> np.ndarray:
-        known = self._operands(axis)
+        known = (self.weights, self.inputs)[axis]
         if operands is None:
             return np.arange(len(known))
-        index = np.asarray(operands).reshape(-1) - known[0]
-        outside = np.flatnonzero((index < 0) | (index >= len(known)))
+        operands = np.asarray(operands).reshape(-1)
+        outside = operands[~np.isin(operands, known)]
         if len(outside):
             raise ValueError(
-                f"{('weight', 'input')[axis]} {index[outside[0]] + known[0]} is not in the table "
-                f"of {self.name!r}, which has {known[0]}..{known[-1]}."
+                f"{('weight', 'input')[axis]} {outside[0]} is not in the table of {self.name!r}, "
+                f"which has {known[0]}..{known[-1]}."
             )
-        return index.astype(np.int64)
+        return (operands - known[0]).astype(np.int64)
 
 
 def multiplier_names() -> tuple[str, ...]:
@@ -385,70 +306,44 @@ def find_multiplier(multiplier: str | Multiplier) -> Multiplier:
             f"{type(multiplier).__name__} is not a multiplier: give a Multiplier or one of the "
             f"names {', '.join(_SHIPPED)}."
         )
-    if multiplier not in _SHIPPED:
-        raise ValueError(
-            f"there is no multiplier {multiplier!r}{_near(multiplier, _SHIPPED)}. "
-            f"The names are {', '.join(_SHIPPED)}."
-        )
+    _require_known("multiplier", multiplier, _SHIPPED)
     return _shipped(multiplier)
 
 
-# --- what comes in is checked ---------------------------------------------------------------------
-
-
-def _near(word: str, known) -> str:
-    close = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
-    return f": did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-def _checked_convention(convention: str) -> str:
-    if convention not in CONVENTIONS:
-        raise ValueError(
-            f"there is no convention {convention!r}{_near(str(convention), CONVENTIONS)}. "
-            f"The conventions are {', '.join(CONVENTIONS)}."
-        )
-    return convention
+def _require_known(kind: str, word: str | None, known: Collection[str]) -> None:
+    if word not in known:
+        close = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
+        near = f": did you mean {' or '.join(map(repr, close))}?" if close else "."
+        raise ValueError(f"there is no {kind} {word!r}{near} The {kind}s are {', '.join(known)}.")
 
 
 def _read_table(path: Path) -> np.ndarray:
-    if path.suffix.lower() not in (".npy", ".csv"):
-        raise ValueError(f"{path} is neither an .npy nor a .csv file: save the table as one.")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no table at {path}.")
-    if not path.is_file() or path.stat().st_size == 0:
-        kind = "a folder" if path.is_dir() else "an empty file"
-        raise ValueError(f"{path} is {kind}: give a file with a table of numbers.")
     try:
         if path.suffix.lower() == ".npy":
             with path.open("rb") as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a file without numbers
-            return np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
-    except (ValueError, UserWarning) as problem:
+        return np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
+    except ValueError as problem:
         raise ValueError(
             f"{path} does not hold a table of numbers ({problem}): save the one table with "
             "numpy.save, or as lines of numbers with commas between."
         ) from None
 
 
-def _as_array(table: Any, name: str) -> np.ndarray:
+def _checked_table(table: Any, convention: str, name: str) -> np.ndarray:
+    """The table as a read-only int32 array of its own, if it is one of that convention."""
     if np.ma.is_masked(table):
         i = ", ".join(map(str, np.argwhere(np.ma.getmaskarray(table))[0]))
         raise ValueError(
             f"the table of {name!r} is masked in cell [{i}]: fill what is masked with products."
         )
     try:
-        return np.asarray(table)
+        table = np.asarray(table)
     except ValueError:
         raise ValueError(
             f"the table of {name!r} has rows of different lengths: it must be a matrix, "
             "table[weight, input]."
         ) from None
-
-
-def _checked_table(table: np.ndarray, convention: str, name: str) -> np.ndarray:
-    """The table as a read-only int32 array of its own, if it is one of that convention."""
     if table.dtype.kind not in "iuf":
         raise TypeError(f"the table of {name!r} holds {table.dtype}: it must hold whole numbers.")
     if table.dtype.kind == "f":  # float32 takes the limit of 32 bits for 2**31
@@ -464,37 +359,23 @@ def _checked_table(table: np.ndarray, convention: str, name: str) -> np.ndarray:
             f"be {wanted}, table[weight, input]."
         )
     first = -128 if convention == "signed" else 0
-
-    def refuse(bad: np.ndarray, why: str) -> None:
-        cells = np.argwhere(bad)
-        if len(cells):
-            i, j = map(int, cells[0])
+    zero = np.zeros(table.shape, dtype=bool)
+    if convention != "signed":
+        zero[0] = zero[:, 0] = True
+    for bad, why in (
+        (~(np.floor(table) == table), "it must be a whole number"),
+        ((table < -(2**31)) | (table > 2**31 - 1), "it must fit 32 bits"),
+        (zero & (table != 0), "a product with 0 has no sign and must be 0"),
+    ):
+        if bad.any():
+            i, j = map(int, np.argwhere(bad)[0])
             raise ValueError(
                 f"the table of {name!r} says {table[i, j]} for weight {i + first} and input "
-                f"{j + first} (row {i}, column {j}): {why} ({len(cells)} such cells)."
+                f"{j + first} (row {i}, column {j}): {why} ({bad.sum()} such cells)."
             )
-
-    if table.dtype.kind == "f":
-        refuse(~np.isfinite(table) | (table != np.floor(table)), "it must be a whole number")
-    refuse((table < -(2**31)) | (table > 2**31 - 1), "it must fit 32 bits")
-    if convention != "signed":
-        border = np.zeros(table.shape, dtype=bool)
-        border[0] = border[:, 0] = True
-        refuse(border & (table != 0), "a product with 0 has no sign and must be 0")
     own = table.astype(np.int32)
     own.setflags(write=False)
     return own
-
-
-# --- the shipped ones -----------------------------------------------------------------------------
-
-
-def _is_fibonacci(magnitude: np.ndarray) -> np.ndarray:
-    return (magnitude & (magnitude >> 1)) == 0
-
-
-def _is_power(magnitude: np.ndarray) -> np.ndarray:
-    return (magnitude & (magnitude - 1)) == 0
 
 
 def _merged_rows(group: int, merge: np.ufunc) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -536,29 +417,23 @@ def _or_terms(group: int) -> tuple[tuple[np.ndarray, BitTerm], ...]:
     return tuple((c, BitTerm(distances)) for distances, c in coefficients.items())
 
 
-def _pair_bits() -> np.ndarray:
-    """h(w) = w & (w >> 1) & 0b01010101: the pairs of rows that a weight chooses both of."""
-    weight = np.arange(129)
-    return weight & weight >> 1 & 0x55
+_WEIGHT = np.arange(129)
+_PAIRS = _WEIGHT & _WEIGHT >> 1 & 0x55  # the pairs of rows that a weight chooses both of
 
-
-# name -> (definition, closed form's linear coefficient and terms); built when first asked for
-_SHIPPED: dict[str, tuple[Callable, Callable[[], tuple]]] = {
-    "exact": (lambda w, x: w * x, lambda: (np.arange(129), ())),
-    "or_pairs": (_merged_rows(2, np.bitwise_or), lambda: (np.arange(129), _or_terms(2))),
+# name -> (definition, closed form)
+_SHIPPED: dict[str, tuple[Callable, ClosedForm]] = {
+    "exact": (np.multiply, ClosedForm(_WEIGHT)),
+    "or_pairs": (_merged_rows(2, np.bitwise_or), ClosedForm(_WEIGHT, _or_terms(2))),
     "xor_pairs": (
         _merged_rows(2, np.bitwise_xor),
-        lambda: (np.arange(129), ((-2 * _pair_bits(), BitTerm((1,))),)),
+        ClosedForm(_WEIGHT, ((-2 * _PAIRS, BitTerm((1,))),)),
     ),
-    "or_fours": (_merged_rows(4, np.bitwise_or), lambda: (np.arange(129), _or_terms(4))),
-    # 2 h(x) = x & (x << 1) & 0b10101010
-    "kulkarni": (
-        _kulkarni,
-        lambda: (np.arange(129), ((-_pair_bits(), BitTerm((1,), 0xAA)),)),
-    ),
+    "or_fours": (_merged_rows(4, np.bitwise_or), ClosedForm(_WEIGHT, _or_terms(4))),
+    # The inputs' pairs, twice: x & (x << 1) & 0b10101010
+    "kulkarni": (_kulkarni, ClosedForm(_WEIGHT, ((-_PAIRS, BitTerm((1,), 0xAA)),))),
     "truncated": (
         lambda w, x: (w & ~3) * (x & ~3),
-        lambda: (np.zeros(129, np.int64), ((np.arange(129) & ~3, BitTerm((), 0xFC)),)),
+        ClosedForm(0 * _WEIGHT, ((_WEIGHT & ~3, BitTerm((), 0xFC)),)),
     ),
 }
 
@@ -566,62 +441,4 @@ _SHIPPED: dict[str, tuple[Callable, Callable[[], tuple]]] = {
 @cache
 def _shipped(name: str) -> Multiplier:
     definition, closed_form = _SHIPPED[name]
-    made = Multiplier.from_function(definition, name, "unsigned")
-    return Multiplier(name, made.convention, made.table, ClosedForm(*closed_form()))
-
-
-# --- from factors to int8 GEMMs -------------------------------------------------------------------
-
-
-def _signed_int8(by_magnitude: np.ndarray) -> np.ndarray:
-    """A function of 129 magnitudes as one of 256 int8 bytes, with the operand's sign."""
-    signed = np.sign(CODES) * by_magnitude[np.abs(CODES)]
-    if signed.min() < -128 or signed.max() > 127:
-        raise AssertionError("a factor beyond int8 was not split")
-    return signed.astype(np.int8)
-
-
-def _gemm_of_closed_form(form: ClosedForm) -> Gemm:
-    """The closed form with the cheaper input factor for each term, where the weights leave room.
-
-    c · s·term(|x|) is also c · x - c · (x ^ term(|x|)), for a term without the lowest set bit: the
-    XOR clears bits of a non-negative x, and of a negative x = ~(|x| - 1), whose bits above the
-    lowest set one of |x| are its complement, sets the same ones. That saves applying the sign.
-    """
-    linear, bit_terms = form.linear, []
-    for coefficient, term in form.terms:
-        moved = linear + coefficient
-        if term.shifts and np.abs(moved[:128]).max() <= 127 and abs(moved[128]) <= 128:
-            linear = moved
-            bit_terms.append((_signed_int8(-coefficient), term, True))
-        else:
-            bit_terms.append((_signed_int8(coefficient), term, False))
-    return Gemm(_signed_int8(linear) if linear.any() else None, tuple(bit_terms), {})
-
-
-def _gemm_of_factors(found: Factorization, convention: str, linear: bool) -> Gemm:
-    """Each factor split into int8 digits; digits' products of one scale stand together."""
-
-    def by_byte(factor: np.ndarray) -> list[np.ndarray]:
-        if convention == "signed":
-            return [digit[CODES + 128] for digit in digits(factor)]
-        return [
-            _signed_int8(np.pad(digit.astype(np.int64), (0, 129 - len(digit))))
-            for digit in digits(factor)
-        ]
-
-    columns: dict[int, tuple[list, list]] = {}
-    for a, b in zip(found.weight_factor.T, found.input_factor, strict=True):
-        for i, weights in enumerate(by_byte(a)):
-            for j, inputs in enumerate(by_byte(b)):
-                left, right = columns.setdefault(DIGIT_BASE ** (i + j), ([], []))
-                left.append(weights)
-                right.append(inputs)
-    return Gemm(
-        CODES.astype(np.int8) if linear else None,
-        (),
-        {
-            scale: (np.stack(left, axis=1), np.stack(right, axis=1))
-            for scale, (left, right) in columns.items()
-        },
-    )
+    return replace(Multiplier.from_function(definition, name, "unsigned"), closed_form=closed_form)

@@ -7,7 +7,6 @@ multiplier, so that two multipliers whose sums agree give the same logits, bit f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,31 +29,18 @@ class DigitImages(NamedTuple):
     test: Tensor
     test_labels: Tensor
 
-    def to(self, device: torch.device | str) -> "DigitImages":
-        """The same images on another device."""
-        return DigitImages(*(part.to(device) for part in self))
 
-
-def load_digit_images(seed: int = 0, test_share: float = TEST_SHARE) -> DigitImages:
-    """Split the digits into a part to train with and a part to test with, on the CPU.
-
-    Args:
-        seed: of the split, which keeps every digit's share in both parts.
-        test_share: of the images that are for testing.
-    """
+def load_digit_images(seed: int = 0) -> DigitImages:
+    """Split the digits by a seed, each with its share in both parts; on the CPU."""
     from sklearn.datasets import load_digits  # takes a second to load
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
-    train, test, train_labels, test_labels = train_test_split(
-        pixels / 16, labels, test_size=test_share, random_state=seed, stratify=labels
+    pixels, labels = torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(labels)
+    train, test = train_test_split(
+        range(len(labels)), test_size=TEST_SHARE, random_state=seed, stratify=labels
     )
-    return DigitImages(
-        torch.tensor(train, dtype=torch.float32),
-        torch.tensor(train_labels),
-        torch.tensor(test, dtype=torch.float32),
-        torch.tensor(test_labels),
-    )
+    return DigitImages(pixels[train], labels[train], pixels[test], labels[test])
 
 
 def train_network(
@@ -64,12 +50,7 @@ def train_network(
 
     On the CPU, whatever the device of the experiment: the same seed gives the same network there.
     The caller's random state is left as it was.
-
-    Raises:
-        ValueError: the images are not on the CPU.
     """
-    if images.train.device.type != "cpu":
-        raise ValueError(f"the images are on {images.train.device}: train with those on the CPU.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -86,18 +67,12 @@ def train_network(
 
 
 class QuantizedLayer(NamedTuple):
-    """One fully connected layer in integers: logits = scale · sums + bias.
+    """One fully connected layer in integers: logits = scale · sums + bias."""
 
-    weight: int8 (N, K).
-    bias: float64 (N,).
-    input_scale: what one step of the int8 input is worth.
-    scale: what one step of the sum is worth, the input's scale times the weight's.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    input_scale: float
-    scale: float
+    weight: Tensor  # int8 (N, K)
+    bias: Tensor  # float64 (N,)
+    input_scale: float  # what one step of the int8 input is worth
+    scale: float  # what one step of the sum is worth, the input's scale times the weight's
 
 
 class NetworkOutput(NamedTuple):
@@ -107,8 +82,7 @@ class NetworkOutput(NamedTuple):
     logits: Tensor
 
 
-@dataclass(frozen=True)
-class QuantizedNetwork:
+class QuantizedNetwork(NamedTuple):
     """Fully connected layers in integers, with a ReLU after each but the last."""
 
     layers: tuple[QuantizedLayer, ...]
@@ -128,12 +102,11 @@ class QuantizedNetwork:
 
     def to(self, device: torch.device | str) -> "QuantizedNetwork":
         """The same network on another device."""
-        return QuantizedNetwork(
-            tuple(
-                layer._replace(weight=layer.weight.to(device), bias=layer.bias.to(device))
-                for layer in self.layers
-            )
+        layers = (
+            layer._replace(weight=layer.weight.to(device), bias=layer.bias.to(device))
+            for layer in self.layers
         )
+        return QuantizedNetwork(tuple(layers))
 
 
 def quantize_network(
@@ -141,12 +114,10 @@ def quantize_network(
     images: Tensor,
     quantize: Callable[[Tensor], Quantized] = quantize_magnitudes,
 ) -> QuantizedNetwork:
-    """Quantize a trained network's weights with `quantize` and its inputs to 0..127.
+    """Quantize a trained network's weights and its inputs, which become 0..127.
 
-    Args:
-        network: what `train_network` gave.
-        images: (M, K) in 0..1, on which the largest input of each layer is found.
-        quantize: float weight -> Quantized, such as `quantize_fibonacci`.
+    On the images, (M, K) in 0..1, the largest input of each layer is found. `quantize` makes float
+    weights Quantized, as `quantize_fibonacci` does.
     """
     layers, values = [], images
     for module in network:
@@ -164,26 +135,19 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 class MeanDifference(NamedTuple):
-    """The mean of differences over splits of the same images, and its 95 % interval.
-
-    low, high: None where there are too few splits to tell.
-    """
+    """The mean of differences over splits of the same images, and its 95 % interval."""
 
     mean: float
-    low: float | None
+    low: float | None  # None where there are too few splits to tell
     high: float | None
 
 
-def mean_difference(differences: Sequence[float], test_share: float = TEST_SHARE) -> MeanDifference:
+def mean_difference(differences: Sequence[float]) -> MeanDifference:
     """The mean over random splits of the same images, with an interval that knows that they share.
 
     Splits of the same images are not independent, and a plain t interval over them is too narrow.
     By Nadeau and Bengio's correction (Inference for the Generalization Error, 2003) the variance of
     the mean is that of one split times 1/n + test images / training images, rather than 1/n.
-
-    Args:
-        differences: of an accuracy between two ways, one for each split.
-        test_share: of the images that each split tests with.
 
     Raises:
         ValueError: there are no differences.
@@ -196,6 +160,6 @@ def mean_difference(differences: Sequence[float], test_share: float = TEST_SHARE
     mean, n = float(values.mean()), len(values)
     if n < FEWEST_SPLITS:
         return MeanDifference(mean, None, None)
-    variance = float(values.var()) * (1 / n + test_share / (1 - test_share))
+    variance = float(values.var()) * (1 / n + TEST_SHARE / (1 - TEST_SHARE))
     reach = float(stats.t.ppf(0.975, n - 1)) * variance**0.5
     return MeanDifference(mean, mean - reach, mean + reach)

@@ -17,13 +17,7 @@ from posmat.layer.products import accumulator_dtype, integer_product
 
 CPU = torch.device("cpu")
 METHODS = [float32_product, int8_product, one_sided_product, positive_matrix_product, exact_product]
-LAYOUTS = [
-    "plain",
-    "transposed",
-    "columns of a wider matrix",
-    "every other column",
-    "every other row",
-]
+LAYOUTS = ["plain", "transposed", "columns of a wider matrix", "every other one"]
 
 
 def operands(M: int, N: int, K: int, low: int = -128, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -42,21 +36,13 @@ def constant(rows: int, columns: int, value: int) -> Tensor:
 def lay_out(t: Tensor, layout: str) -> Tensor:
     """The same numbers in another place of memory."""
     rows, columns = t.shape
+    if layout == "plain":
+        return t
     if layout == "transposed":
         return t.t().contiguous().t()
-    if layout == "columns of a wider matrix":
-        wider = torch.full((rows, columns + 3), 77, dtype=t.dtype)
-        wider[:, 1 : 1 + columns] = t
-        return wider[:, 1 : 1 + columns]
-    if layout == "every other column":
-        wider = torch.full((rows, 2 * columns), 77, dtype=t.dtype)
-        wider[:, ::2] = t
-        return wider[:, ::2]
-    if layout == "every other row":
-        longer = torch.full((2 * rows, columns), 77, dtype=t.dtype)
-        longer[::2] = t
-        return longer[::2]
-    return t
+    larger = torch.full((2 * rows, 2 * columns + 3), 77, dtype=t.dtype)
+    part = larger[:rows, 1 : 1 + columns] if "wider" in layout else larger[::2, : 2 * columns : 2]
+    return part.copy_(t)
 
 
 def unaligned():

@@ -1,7 +1,6 @@
 """The GEMM forms and the choice between them: exact for every operand, wherever they run."""
 
 import threading
-from functools import partial
 
 import pytest
 import torch
@@ -38,20 +37,13 @@ from posmat.tests.operands import (
 )
 
 PREPARED = [(positive_matrix_product, prepare_positive), (float32_product, prepare_float32)]
-
-
-def prepared(method, prepare, x, w):
-    return method(x, prepare(w))
-
-
 # With weights that were prepared before they are methods too.
 WAYS = {method.__name__: method for method in METHODS} | {
-    prepare.__name__: partial(prepared, method, prepare) for method, prepare in PREPARED
+    prepare.__name__: lambda x, w, method=method, prepare=prepare: method(x, prepare(w))
+    for method, prepare in PREPARED
 }
+BY_FLOAT32 = (WAYS["float32_product"], WAYS["prepare_float32"])
 every_way = pytest.mark.parametrize("method", WAYS.values(), ids=WAYS.keys())
-
-
-# --- exact for every operand ---------------------------------------------------------------------
 
 
 @st.composite
@@ -83,23 +75,20 @@ def test_every_way_is_exact(problem):
 
 
 @every_way
-def test_every_layout_with_an_inner_dimension_of_one_too(method):
+def test_every_layout_with_an_inner_dimension_of_one_too_and_stride_zero_and_no_numbers(method):
     for layout in LAYOUTS:
         for M, N, K in ((1, 1, 1), (1, 9, 1), (9, 1, 1), (33, 17, 1), (9, 20, 33)):
             x, w = operands(M, N, K)
             # Whatever a fresh result finds in its memory must not be taken for the result.
             torch.full((M, N), 123_456_789, dtype=torch.int32)
             check(method, lay_out(x, layout), lay_out(w, layout))
-
-
-@every_way
-def test_stride_zero(method):
     x, w = operands(40, 24, 300)
     check(method, x[:1].expand(40, 300), w)
     check(method, x, w[:, :1].expand(24, 300))
     one = constant(1, 1, -128)
-    check(method, one.expand(40, 300), one.expand(24, 300))
     check(method, one.expand(1, 1), one.expand(24, 1))
+    for sizes in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)):
+        check(method, *operands(*sizes))
 
 
 @every_way
@@ -111,12 +100,6 @@ def test_all_pairs_of_int8(method):
     check(method, padded, padded)  # K = 3: the GEMM
     no_lowest = values[1:].expand(255, 2)  # W without a -128: two GEMMs of the positive product
     check(method, values.expand(256, 2), no_lowest)
-
-
-@every_way
-def test_empty_operands(method):
-    for sizes in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)):
-        check(method, *operands(*sizes))
 
 
 @every_way
@@ -150,7 +133,7 @@ def test_the_float32_block_from_both_sides():
     x[0, -1], w[0, -1] = 1, 1
     assert linear_product(x[:, :1024], w[:, :1024]).item() == 2**24
     assert linear_product(x, w).item() != 2**24 + 1
-    for method in (float32_product, partial(prepared, float32_product, prepare_float32)):
+    for method in BY_FLOAT32:
         check(method, x[:, :1024], w[:, :1024])
         check(method, x, w)
 
@@ -171,9 +154,6 @@ def test_padded_and_aligned_as_cuda_asks(method, use_engine, strict_int8_gemm):
         check(method, x, w)
     if method is not exact_product:  # which may have found float32 faster
         assert bool(strict_int8_gemm) != (method in BY_FLOAT32)
-
-
-BY_FLOAT32 = (WAYS["float32_product"], WAYS["prepare_float32"])
 
 
 @every_way
@@ -198,27 +178,22 @@ def test_a_device_without_an_int8_gemm_takes_float32(method, monkeypatch, nothin
             check(method, x.clamp(min=90), -w.clamp(min=90))
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in WAYS if name not in ("exact_product", "int8_product")]
-)
-def test_blocks_of_rows_and_columns(name, use_engine, monkeypatch, threads):
+@every_way
+def test_blocks_of_rows_and_columns(method, use_engine, monkeypatch, threads):
     """Blocks that do not divide the sizes, and a last one of a single column."""
     threads(1)
     use_engine("float32")
     x, w = operands(1300, 5, 49)
+    forms = {name: getattr(gemm, name) for name in ("MAGNITUDE", "POSITIVE_PART", "SHIFTED")}
     for columns in (1, 6, 8):
         monkeypatch.setattr(engines, "BLOCK_BYTES", 256 * columns)
-        for form in (None, gemm.SHIFTED._replace(block_bytes=256 * columns)):
-            sizes = engines._block_sizes(1300, 5, 49, CPU, 10**6, form, ENGINES["float32"])
+        for name, form in forms.items():
+            cut = form._replace(block_bytes=256 * columns)
+            monkeypatch.setattr(gemm, name, cut)
+            sizes = engines._block_sizes(x, 5, 10**6, cut, ENGINES["float32"])
             assert sizes == (256, columns)
-        for part in ("MAGNITUDE", "POSITIVE_PART", "SHIFTED"):
-            form = getattr(gemm, part)._replace(block_bytes=256 * columns)
-            monkeypatch.setattr(gemm, part, form)
-        check(WAYS[name], x, w)
-        check(WAYS[name], x.t().contiguous().t(), w.t().contiguous().t())
-
-
-# --- the positive product ------------------------------------------------------------------------
+        check(method, x, w)
+        check(method, x.t().contiguous().t(), w.t().contiguous().t())
 
 
 def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
@@ -233,17 +208,13 @@ def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: engine)
     x, w = operands(64, 64, 1100)
     for weight in (w, prepare_positive(w)):
-        check_prepared(x, w, weight)
+        assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
         assert {(dtype, lowest) for dtype, _, lowest in seen} == {(torch.uint8, 0)}
         assert max(largest for _, largest, _ in seen) == 255
         seen.clear()
     check(one_sided_product, x, w)
     assert {dtype for dtype, _, _ in seen} == {torch.uint8}
     assert max(largest for _, largest, _ in seen) == 128
-
-
-def check_prepared(x, w, weight):
-    assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
 
 
 def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
@@ -256,15 +227,11 @@ def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
     assert torch.equal((positive + negative).int() + lowest, w.int().abs())
     assert not (positive * negative).any()
     assert weight.start.tolist() == (-128 * w.long().sum(1)).tolist()
-    # Without a -128 two GEMMs are enough.
+    # Without a -128 two GEMMs are enough, and of Fibonacci codes both parts are Fibonacci codes.
     assert prepare_positive(w.clamp(min=-127)).scales == (1, -1)
-
-
-def test_the_parts_of_fibonacci_codes_are_fibonacci_codes():
-    w = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0))).weight
-    parts = prepare_positive(w).parts
+    codes = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)))
+    parts = prepare_positive(codes.weight).parts
     assert len(parts) == 40 and bool(is_fibonacci(parts).all())
-    assert not bool(is_fibonacci(prepare_positive(operands(1, 20, 60)[1]).parts).all())
 
 
 @pytest.mark.parametrize(("total", "length"), [(65_793, 1600), (65_795, 800)])
@@ -280,22 +247,14 @@ def test_the_longest_block_of_the_weights_at_hand_from_both_sides(total, length,
         assert prepared.term(engine).longest == length
         assert longest_block(weight, 255, engine) == length
         x = constant(300, 1600, 127)
-        check_prepared(x, weight, prepared)
-        check(positive_matrix_product, x, weight)
+        assert torch.equal(positive_matrix_product(x, prepared).long(), integer_product(x, weight))
     if length == 800:  # all in one half, which is too much for it too
         halves = torch.cat([w[:, :800] + w[:, 800:], 0 * w[:, 800:]], 1)
         assert int(halves[:, :800].sum()) == total and longest_block(halves, 255, engine) == 536
     a = torch.full((1, 1600), 255, dtype=torch.uint8)
-    at_once = engine.gemm(a, w.t())
-    assert (at_once.item() == 255 * total) == (length == 1600)
-
-
-def test_weights_of_any_size_have_their_guaranteed_block():
-    for name, longest in (("float32", 512), ("direct", 65_792)):
-        w = constant(2, 70_000, 127)
-        assert longest_block(w, 255, ENGINES[name]) == longest
-        assert longest_block(constant(2, 70_000, -128), 255, ENGINES[name]) == longest
-        assert longest_block(constant(2, 70_000, 0), 255, ENGINES[name]) == 70_000
+    assert (engine.gemm(a, w.t()).item() == 255 * total) == (length == 1600)
+    for value, longest in ((127, 512), (-128, 512), (0, 70_000)):
+        assert longest_block(constant(2, 70_000, value), 255, engine) == longest
 
 
 def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_engine, threads):
@@ -309,15 +268,13 @@ def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_eng
     w[:, 10_240 - 500 : 10_240 + 499] = 127
     weight = prepare_positive(w)
     assert weight.term(ENGINES["float32"]).longest == 10_240
-    check_prepared(constant(256, 20_480, 127), w, weight)
+    x = constant(256, 20_480, 127)
+    assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
     for K, longest, columns in ((20_480, 10_240, 9216), (100, 40, 16), (7, 3, 2), (9, 9, 9)):
         lengths = torch.tensor(engines._lengths(K, longest, columns))
         ends = lengths.cumsum(0)
         assert ends[-1] == K and lengths.min() > 0 and lengths.max() <= columns
         assert torch.equal((ends - lengths) // longest, (ends - 1) // longest)
-
-
-# --- weights that were prepared ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "prepare"), PREPARED)
@@ -326,8 +283,8 @@ def test_weights_prepared_before(method, prepare, low):
     x, w = operands(33, 20, 2100, low=low)
     for layout in LAYOUTS:
         weight = prepare(lay_out(w, layout))
-        assert torch.equal(method(x, weight).long(), integer_product(x, w))
-        assert torch.equal(method(x, weight).long(), integer_product(x, w))
+        for _ in range(2):
+            assert torch.equal(method(x, weight).long(), integer_product(x, w))
     kept = prepare(w)
     before = integer_product(x, w)
     w.zero_()  # what was prepared is the weights as they were
@@ -340,33 +297,34 @@ def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
     Each is laid out under every engine, and multiplied with by every other.
     """
     x, w = operands(33, 20, 2100)
-    weights = [prepare_positive(w), prepare_inexact(w, "or_pairs"), prepare_inexact(w, "exact")]
-    expected = [method(x, weight) for method, weight in zip(PRODUCTS, weights, strict=True)]
-    assert torch.equal(expected[0].long(), integer_product(x, w))
+    methods = (positive_matrix_product, inexact_product, inexact_product)
+
+    def prepare_all():
+        return [prepare_positive(w), prepare_inexact(w, "or_pairs"), prepare_inexact(w, "exact")]
 
     def check_all(weights):
-        for method, weight, y in zip(PRODUCTS, weights, expected, strict=True):
+        for method, weight, y in zip(methods, weights, expected, strict=True):
             assert torch.equal(method(x, weight), y)
 
+    weights = prepare_all()
+    expected = [method(x, weight) for method, weight in zip(methods, weights, strict=True)]
+    assert torch.equal(expected[0].long(), integer_product(x, w))
     for count in (1, 2):
         threads(count)
         check_all(weights)
         with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
             check_all(weights)
-            without = [prepare_positive(w), *(prepare_inexact(w, m) for m in ("or_pairs", "exact"))]
+            without = prepare_all()
         check_all(without)
     exact_engines = ["float32"]
     if prove(by_int8, CPU, BYTES).exact and prove(by_int8, CPU, INT8).exact:
         exact_engines.append("direct")
     for engine in exact_engines:
         use_engine(engine)
-        laid_out = [prepare_positive(w), *(prepare_inexact(w, m) for m in ("or_pairs", "exact"))]
+        weights = prepare_all()
         for other in exact_engines:
             use_engine(other)
-            check_all([*laid_out])
-
-
-PRODUCTS = (positive_matrix_product, inexact_product, inexact_product)
+            check_all(weights)
 
 
 @every_way
@@ -376,22 +334,21 @@ def test_operands_that_do_not_fit_are_refused(method):
         method(x.float(), w.float())
     with pytest.raises(TypeError, match=r"torch\.int8"):
         method(x.view(torch.uint8), w)
-    with pytest.raises(ValueError, match="in_features"):
-        method(x, w[:, :5])
-    with pytest.raises(ValueError, match="matrices"):
-        method(x[0], w)
+    for unfit in ((x, w[:, :5]), (x[0], w)):
+        with pytest.raises(ValueError, match="matrices with the same inner dimension"):
+            method(*unfit)
     with pytest.raises(ValueError, match="is on meta"):
         method(x.to("meta"), w)
 
 
-@pytest.mark.parametrize("prepare", [prepare_positive, prepare_float32])
-def test_only_matrices_of_int8_are_prepared(prepare):
+def test_only_matrices_of_int8_are_prepared():
     w = operands(1, 3, 8)[1]
-    for other in (w.float(), w.view(torch.uint8), w.int(), w.numpy(), prepare(w)):
-        with pytest.raises(TypeError, match=r"the weights must be torch\.int8"):
-            prepare(other)
-    with pytest.raises(ValueError, match="must be a matrix"):
-        prepare(w[0])
+    for _, prepare in PREPARED:
+        for other in (w.float(), w.view(torch.uint8), w.int(), w.numpy(), prepare(w)):
+            with pytest.raises(TypeError, match=r"the weights must be torch\.int8"):
+                prepare(other)
+        with pytest.raises(ValueError, match="must be a matrix"):
+            prepare(w[0])
 
 
 def test_weights_prepared_for_another_method_are_refused():
@@ -400,18 +357,12 @@ def test_weights_prepared_for_another_method_are_refused():
         float32_product: prepare_float32(w),
         positive_matrix_product: prepare_positive(w),
         inexact_product: prepare_inexact(w, "exact"),
-        one_sided_product: None,
-        int8_product: None,
-        exact_product: None,
     }
-    for method, weight in own.items():
+    for method in (*METHODS, inexact_product):
         for foreign in (*own.values(), w.numpy()):
-            if foreign is not None and foreign is not weight:
+            if foreign is not own.get(method):
                 with pytest.raises(TypeError, match=f"w is a .*: {method.__name__} takes an int8"):
                     method(x, foreign)
-
-
-# --- the choice ----------------------------------------------------------------------------------
 
 
 def test_explain_names_the_choice_and_every_candidate():
@@ -422,11 +373,11 @@ def test_explain_names_the_choice_and_every_candidate():
     assert exact.chosen_method(CPU) == exact.chosen_method("cpu")
 
 
-@pytest.mark.parametrize("ask", [explain, exact.chosen_method])
 @pytest.mark.parametrize("device", ["xpu", "meta", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(ask, device):
-    with pytest.raises(ValueError, match=device):
-        ask(device)
+def test_a_device_that_is_not_there_is_refused(device):
+    for ask in (explain, exact.chosen_method):
+        with pytest.raises(ValueError, match=device):
+            ask(device)
 
 
 def test_without_a_proved_method_the_choice_is_integers(monkeypatch, nothing_found):
@@ -463,8 +414,8 @@ def test_without_onednn_nothing_but_int8_product_takes_the_loop(monkeypatch, thr
 
 
 def test_the_default_device_does_not_matter(nothing_found):
+    x, w = operands(20, 8, 1100)
     with torch.device("meta"):
-        x, w = operands(20, 8, 1100)
         results = [method(x, w) for method in WAYS.values() if method is not int8_product]
     assert all(torch.equal(y.long(), integer_product(x, w)) for y in results)
 
@@ -480,27 +431,10 @@ def test_exact_under_autocast(dtype, nothing_found, use_engine):
                 check(method, x, w)
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_float32_is_exact_whatever_precision_is_asked_of_matrix_products(precision, use_engine):
-    """bfloat16 and TF32 hold every byte, so the inputs may be rounded to them."""
-    use_engine("float32")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        for method in (float32_product, one_sided_product, positive_matrix_product):
-            check(method, *operands(70, 50, 3000))
-            check(method, constant(40, 2048, -128), constant(40, 2048, -128))
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-# --- calls beside and after each other -----------------------------------------------------------
-
-
 @every_way
 def test_a_result_is_not_overwritten_by_the_next_call(method):
-    for seed, K in ((0, 500), (0, 1)):
-        pairs = [operands(64, 32, K, seed=seed + i) for i in range(3)]
+    for K in (500, 1):
+        pairs = [operands(64, 32, K, seed=seed) for seed in range(3)]
         if is_available(method):
             results = [method(*pair) for pair in pairs]
             for result, pair in zip(results, pairs, strict=True):

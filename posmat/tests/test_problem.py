@@ -6,23 +6,16 @@ from posmat.layer.problem import ProblemSize, check_operands, random_operands
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.0, "3", None, True, np.int64(0), np.float64(4)])
-@pytest.mark.parametrize("place", range(3))
-def test_a_size_is_a_whole_number_above_0(bad, place):
-    sizes = [4, 4, 4]
-    sizes[place] = bad
-    with pytest.raises(ValueError, match="whole number above 0"):
-        ProblemSize(*sizes)
+def test_a_size_is_a_whole_number_above_0(bad):
+    for sizes in ((bad, 4, 4), (4, bad, 4), (4, 4, bad)):
+        with pytest.raises(ValueError, match="whole number above 0"):
+            ProblemSize(*sizes)
 
 
 def test_a_size_may_be_any_integer_and_is_kept_as_an_int():
     size = ProblemSize(np.int64(4), np.uint8(5), torch.tensor(6))
     assert size == ProblemSize(4, 5, 6) and {type(n) for n in vars(size).values()} == {int}
-
-
-def test_counts():
-    size = ProblemSize(batch_size=2, out_features=3, in_features=5)
-    assert size.partial_products == 30
-    assert size.flops == 60
+    assert (size.partial_products, size.flops) == (120, 240)
 
 
 def test_operands_have_the_shapes_and_reach_both_ends(device):
@@ -56,7 +49,7 @@ def test_a_range_that_the_dtype_cannot_hold_is_refused(low, high):
 
 def test_operands_that_do_not_fit_are_refused_by_name():
     x, w = torch.zeros(2, 3, dtype=torch.int8), torch.zeros(4, 5, dtype=torch.int8)
-    with pytest.raises(ValueError, match=r"in_features=3 .* in_features=5"):
+    with pytest.raises(ValueError, match=r"\(2, 3\) .* \(4, 5\).*same inner dimension"):
         check_operands(x, w)
     with pytest.raises(TypeError, match=r"torch\.float32 .* torch\.int8"):
         check_operands(x.float(), x)

