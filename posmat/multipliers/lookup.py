@@ -107,7 +107,12 @@ def _loop(small: bool):
         command = [compiler, *FLAGS, sums, str(source), "-o", str(library)]
         try:
             done = subprocess.run(
-                command, check=False, capture_output=True, text=True, errors="replace", timeout=120
+                command,
+                check=False,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=120,
             )
             if done.returncode:
                 raise OSError(done.stderr.strip().splitlines()[0] if done.stderr else "no reason")
