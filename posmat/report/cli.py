@@ -1,16 +1,20 @@
 """The command `posmat`: what a person types, checked, and what went wrong in one sentence."""
 
-import importlib.util
 import os
 import re
+import signal
 import sys
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
+from tqdm import tqdm
 
 from posmat.measure.files import ALL_DEVICES, LOCAL, QUICK, RecordError, project_root
-from posmat.report.parameters import UsageError
+from posmat.measure.run import read_parameters
+from posmat.report import UsageError
 from posmat.report.verbs import check, cite, draw, redraw
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
@@ -60,6 +64,48 @@ for verb in (draw, check, cite):
     verbs.add_command(verb)
 
 
+class Progress:
+    """What runs, on stderr: lines that stay and, on a terminal, the cell that is running."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        off = True if quiet else None  # None: where stderr is no terminal
+        self._cell = tqdm(bar_format="  {desc}", leave=False, dynamic_ncols=True, disable=off)
+
+    def say(self, text: str, always: bool = False) -> None:
+        """One line that stays."""
+        if always or not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    def tell(self, number: int, total: int, line: str) -> None:
+        """A cell begins."""
+        self._cell.set_description_str(f"cell {number} of {total} ({line})")
+
+
+@contextmanager
+def stoppable():
+    """Within, SIGTERM and SIGHUP are as Ctrl-C; signals after the first change nothing.
+
+    A signal that is ignored (as under nohup) stays so.
+    """
+    numbers = [getattr(signal, f"SIG{name}", None) for name in ("INT", "TERM", "HUP")]
+    before = {number: signal.getsignal(number) for number in numbers if number}
+    taken = [number for number in before if before[number] is not signal.SIG_IGN]
+
+    def stop(number, frame):
+        for each in taken:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name.replace("SIGINT", "Ctrl-C"))
+
+    try:
+        for number in taken:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
 @verbs.command(short_help="run notebooks and keep their rows, tables and figures")
 @click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]...")
 @click.option(
@@ -73,9 +119,8 @@ for verb in (draw, check, cite):
     "parameters",
     multiple=True,
     metavar="NAME=VALUE",
-    help="a parameter of the notebook (see --parameters); NAME=A,B,C is a grid, a run for each. A "
-    "comma that belongs to the value is written '\\,', except where the default has one; giving -p "
-    "again adds values",
+    help="a parameter of the notebook (see --parameters); NAME=A,B,C is a grid, a run for each, "
+    "except where the default has a comma itself; giving -p again adds values",
 )
 @click.option("--parameters", "show_parameters", is_flag=True, help="list them, run nothing")
 @click.option(
@@ -116,80 +161,34 @@ def report(**words) -> int:
     Each goes into data/ and reports/ when it succeeded. One that is up to date is not run again.
     """
     asked = SimpleNamespace(**words)
-    from posmat.report import runner  # papermill takes half a second to load
-    from posmat.report.parameters import table_of
-    from posmat.report.progress import Progress
-    from posmat.report.signals import stoppable
+    from posmat.report import jobs  # papermill takes half a second to load
 
     root = _root()
-    machine = QUICK if asked.quick else asked.machine
-    _check_name(asked.machine)
-    if asked.quick and asked.machine != LOCAL:
-        raise UsageError("--quick runs are not published: give --machine or --quick, not both.")
+    _check_machine(asked)
     given = [_pair(text) for text in asked.parameters]
-    _check_cluster(asked)
-    notebooks = runner.find_notebooks(root / "notebooks", asked.notebooks)
+    notebooks = jobs.find_notebooks(root / "notebooks", asked.notebooks)
     if asked.show_parameters:
-        print("\n\n".join(table_of(notebook) for notebook in notebooks))
+        print("\n\n".join(_table_of(notebook) for notebook in notebooks))
         return DONE
 
-    def plan(devices: list[str]) -> list:
-        return runner.plan(notebooks, devices, machine, given, asked.runs, asked.cell_timeout)
+    def plan(devices: list[str]) -> list[jobs.Job]:
+        machine = QUICK if asked.quick else asked.machine
+        return jobs.plan(notebooks, devices, machine, given, asked.runs, asked.cell_timeout)
 
     progress = Progress(asked.quiet)
     with stoppable():
         if asked.scheduler:
-            outcomes = _run_on_cluster(asked, plan, root, progress)
+            outcomes = _run_on_cluster(asked, plan, progress)
         else:
-            jobs = plan(runner.devices_asked(asked.device))
-            jobs = runner.without_absent_cuda(jobs, root, asked.device, asked.force, progress)
-            outcomes = _run_all(jobs, root, asked.force, progress)
+            planned = plan(jobs.devices_here(asked.device, progress.say))
+            outcomes = _run_all(planned, asked.force, progress)
         return _conclude(outcomes, root, asked.quiet)
 
 
-def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
-    """Draw what is new, say what became of the jobs, and return the exit code."""
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    left = _count(outcomes, "not started")
-    stopped = bool(left) or any(outcome.stopped for outcome in outcomes)
-    pages, problems = _draw_what_is_new(outcomes, root, stopped)
-    if not quiet:
-        _print_table(outcomes)
-        print(*pages, sep="\n", end="\n" * bool(pages))
-    for problem in problems:
-        print(f"posmat: {problem}", file=sys.stderr)
-    counts = [f"{_count(outcomes, state)} {state}" for state in ("done", "failed", "skipped")]
-    if left:
-        counts.append(f"{left} not started")
-    paths = [str(outcome.path) for outcome in failed or outcomes]
-    print(f"{', '.join(counts)}. Look at {os.path.commonpath(paths)}")
-    return FAILED if failed or stopped or problems else DONE
-
-
-def _run_all(jobs: list, root: Path, force: bool, progress) -> list:
-    """Run jobs one after the other; after a signal the rest is not started."""
-    from posmat.report import runner
-
-    outcomes = []
-    for number, job in enumerate(jobs, 1):
-        label = f"[{number}/{len(jobs)}] {job.title} ({job.machine})"
-        try:
-            outcome = runner.run_job(job, root, force=force, label=label, progress=progress)
-        except KeyboardInterrupt as error:
-            progress.say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
-            break
-        outcomes.append(outcome)
-        if outcome.message:
-            progress.say(f"posmat: {outcome.message}", always=True)
-        if outcome.stopped:
-            break
-    return outcomes + [
-        runner.Outcome(job, "not started", 0.0, root / "reports" / job.machine / job.device)
-        for job in jobs[len(outcomes) :]
-    ]
-
-
-def _check_cluster(asked: SimpleNamespace) -> None:
+def _check_machine(asked: SimpleNamespace) -> None:
+    _check_name(asked.machine)
+    if asked.quick and asked.machine != LOCAL:
+        raise UsageError("--quick runs are not published: give --machine or --quick, not both.")
     if asked.every_machine and not asked.scheduler:
         raise UsageError("--every-machine needs --scheduler ADDRESS: which machines, otherwise?")
     if asked.scheduler and asked.machine != LOCAL:
@@ -197,61 +196,8 @@ def _check_cluster(asked: SimpleNamespace) -> None:
             "--machine and --scheduler exclude each other: workers have names of their own, "
             "given with 'posmat worker ADDRESS --machine NAME'."
         )
-    if asked.every_machine and asked.quick:
-        raise UsageError("--quick has one folder for all machines: leave out --every-machine.")
-
-
-def _run_on_cluster(asked: SimpleNamespace, plan, root: Path, progress) -> list:
-    """Run the jobs on workers; a notebook that reads rows reads them here, at the end."""
-    try:
-        from posmat.report import cluster
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--scheduler needs {error.name}: install it with pip install 'posmat[cluster]'."
-        ) from None
-
-    with cluster.connected(asked.scheduler) as client:
-        cluster.await_worker(client, progress)
-        machines = cluster.machines_of(client, asked.device)
-        there = sorted({device for facts in machines.values() for device in facts["devices"]})
-        jobs = plan(there if asked.device == "all" else [asked.device])
-        sent = [job for job in jobs if job.device != ALL_DEVICES]
-        placed = cluster.place(sent, machines, root, asked.every_machine, asked.force)
-        outcomes = cluster.Cluster(client, root, progress).run_all(placed)
-    here = [job for job in jobs if job.device == ALL_DEVICES]
-    if any(outcome.state == "not started" for outcome in outcomes):
-        from posmat.report.runner import Outcome
-
-        return outcomes + [Outcome(job, "not started", 0.0, root / "reports") for job in here]
-    return outcomes + _run_all(here, root, asked.force, progress)
-
-
-@verbs.command(short_help="offer this machine's devices to a dask scheduler")
-@click.argument("address")
-@click.option("--machine", required=True, metavar="NAME", help="its name in all results")
-@click.option("--device", type=_DEVICES, default="all")
-def worker(address: str, machine: str, device: str) -> int:
-    """Start dask's own worker for each device of this machine, at ADDRESS: tcp://host:8786.
-
-    A scheduler runs what it is sent: join one that you trust.
-    """
-    from posmat.report import runner
-    from posmat.report.signals import stoppable
-    from posmat.report.worker import start_workers
-
-    _check_name(machine)
-    if importlib.util.find_spec("distributed") is None:
-        raise UsageError("this needs dask: install it with pip install 'posmat[cluster]'.")
-    devices = runner.devices_asked(device)
-    if "cuda" in devices:
-        try:
-            runner.require_cuda()
-        except UsageError:
-            if device == "cuda":
-                raise
-            devices.remove("cuda")
-    with stoppable():
-        return start_workers(address, machine, devices)
+    if asked.scheduler and asked.quick:
+        raise UsageError("--quick has one folder, which is one host's: leave out --scheduler.")
 
 
 def _check_name(machine: str) -> None:
@@ -267,26 +213,115 @@ def _check_name(machine: str) -> None:
         )
 
 
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError(f"-p {text!r}: write it as NAME=VALUE.")
+    return name, value
+
+
+def _root() -> Path:
+    root = project_root()
+    if root is None:
+        raise UsageError(
+            "the notebooks are not beside this package: install it from a checkout with "
+            "'pip install -e .', and run posmat there."
+        )
+    return root
+
+
+def _table_of(notebook: Path) -> str:
+    """The parameters of a notebook as a table to read."""
+    lines = [("name", "type", "default", "meaning")]
+    for parameter in read_parameters(notebook).values():
+        default = repr(parameter.default)
+        lines.append((parameter.name, parameter.type, default, parameter.meaning))
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    rows = ["  ".join([*map(str.ljust, line, widths), line[3]]).rstrip() for line in lines]
+    return "\n".join([notebook.stem, *(f"  {row}" for row in rows)])
+
+
+def _run_all(planned: list, force: bool, progress: Progress) -> list:
+    """Run jobs one after the other; after a signal the rest is not started."""
+    from posmat.report.jobs import Outcome, run_job
+
+    outcomes = []
+    for number, job in enumerate(planned, 1):
+        label = f"[{number}/{len(planned)}] {job.title} ({job.machine})"
+        say, tell = progress.say, progress.tell
+        try:
+            outcome = run_job(job, force=force, label=label, say=say, tell=tell)
+        except KeyboardInterrupt as error:
+            say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
+            break
+        outcomes.append(outcome)
+        if outcome.message:
+            say(f"posmat: {outcome.message}", always=True)
+        if outcome.stopped:
+            break
+    left = planned[len(outcomes) :]
+    return outcomes + [Outcome(job, "not started", 0.0, job.reports) for job in left]
+
+
+def _run_on_cluster(asked: SimpleNamespace, plan, progress: Progress) -> list:
+    """Run the jobs on workers; a notebook that reads rows reads them here, at the end."""
+    cluster = _import_cluster()
+    from posmat.report.jobs import Outcome
+
+    with cluster.connected(asked.scheduler) as client:
+        machines = cluster.await_machines(client, asked.device, progress.say)
+        there = sorted({device for _, device in machines})
+        planned = plan(there if asked.device == "all" else [asked.device])
+        sent = [job for job in planned if job.device != ALL_DEVICES]
+        placed = cluster.place(sent, machines, asked.every_machine, asked.force)
+        outcomes = cluster.Cluster(client, progress.say).run_all(placed)
+    here = [job for job in planned if job.device == ALL_DEVICES]
+    if any(outcome.state == "not started" for outcome in outcomes):
+        return outcomes + [Outcome(job, "not started", 0.0, job.reports) for job in here]
+    return outcomes + _run_all(here, asked.force, progress)
+
+
+def _import_cluster():
+    try:
+        from posmat.report import cluster
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"this needs {error.name}: install it with pip install 'posmat[cluster]'."
+        ) from None
+    return cluster
+
+
+def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
+    """Draw what is new, say what became of the jobs, and return the exit code."""
+    counts = Counter(outcome.state for outcome in outcomes)
+    stopped = bool(counts["not started"]) or any(outcome.stopped for outcome in outcomes)
+    pages, problems = _draw_what_is_new(outcomes, root, stopped)
+    if not quiet:
+        _print_table(outcomes)
+        print(*pages, sep="\n", end="\n" * bool(pages))
+    for problem in problems:
+        print(f"posmat: {problem}", file=sys.stderr)
+    states = ["done", "failed", "skipped", *["not started"] * bool(counts["not started"])]
+    failed = [str(outcome.path) for outcome in outcomes if outcome.state == "failed"]
+    place = os.path.commonpath(failed or [str(outcome.path) for outcome in outcomes])
+    print(", ".join(f"{counts[state]} {state}" for state in states) + f". Look at {place}")
+    return FAILED if failed or stopped or problems else DONE
+
+
 def _draw_what_is_new(outcomes: list, root: Path, stopped: bool) -> tuple[list[str], list[str]]:
-    """Bring tables, figures and pages up to date with the rows; what was drawn, what was not.
-
-    That goes by the notes that kept results leave, of this command or of one that was killed.
-    """
-    from posmat.report.runner import mark_undrawn, undrawn
-
-    machines = dict.fromkeys(outcome.job.machine for outcome in outcomes)
-    due = [machine for machine in machines if undrawn(root, machine)]
+    """Bring tables, figures and pages up to date with the rows; what was drawn, what was not."""
+    due = dict.fromkeys(outcome.job.machine for outcome in outcomes if outcome.state == "done")
+    if due and stopped:
+        return [], ["what was measured is kept; 'posmat draw' draws it."]
     told, problems = [], []
-    for machine in due * (not stopped):
+    for machine in due:
         try:
             said, bad = redraw(root, machine=machine)
-            mark_undrawn(root, machine, due=False)
             told += filter(None, [said])
             problems += bad
         except (OSError, KeyboardInterrupt) as error:  # a full disk, or a signal
-            problems.append(f"{machine} is not drawn: {error or 'stopped by Ctrl-C'}.")
-    if any(undrawn(root, machine) for machine in due):
-        problems.append("what was measured is kept; the next run or 'posmat draw' draws it.")
+            why = error or "stopped by Ctrl-C"
+            problems.append(f"{machine} is not drawn: {why}; 'posmat draw' draws it.")
     return told, problems
 
 
@@ -307,25 +342,22 @@ def _print_table(outcomes: list) -> None:
             print(f"  {outcome.path}")
 
 
-def _count(outcomes: list, state: str) -> int:
-    return sum(outcome.state == state for outcome in outcomes)
+@verbs.command(short_help="offer this machine's devices to a dask scheduler")
+@click.argument("address")
+@click.option("--machine", required=True, metavar="NAME", help="its name in all results")
+@click.option("--device", type=_DEVICES, default="all")
+def worker(address: str, machine: str, device: str) -> int:
+    """Start dask's own worker for each device of this machine, at ADDRESS: tcp://host:8786.
 
+    A scheduler runs what it is sent: join one that you trust.
+    """
+    from posmat.report.jobs import devices_here
 
-def _pair(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise UsageError(f"-p {text!r}: write it as NAME=VALUE.")
-    return name, value
-
-
-def _root() -> Path:
-    root = project_root()
-    if root is None:
-        raise UsageError(
-            "the notebooks are not beside this package: install it from a checkout with "
-            "'pip install -e .', and run posmat there."
-        )
-    return root
+    _check_name(machine)
+    cluster = _import_cluster()
+    devices = devices_here(device, Progress().say)
+    with stoppable():
+        return cluster.start_workers(address, machine, devices)
 
 
 if __name__ == "__main__":

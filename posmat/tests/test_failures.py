@@ -102,11 +102,7 @@ def test_a_signal_ends_the_kernel_keeps_what_is_done_and_starts_no_more(tmp_path
     assert (reports / "01_is_good.html").exists()
     truth = states_of(reports / "02_is_slow.failed.ipynb")
     assert [status for _, status, _ in truth] == ["completed", "failed", "pending"]
-    # What is done is not drawn yet: that is said, noted, and made good by the next run.
-    assert "kept; the next run or 'posmat draw' draws it" in err
-    assert [path.name for path in (tmp_path / ".posmat").iterdir()] == ["undrawn-local"]
-    code, out, err = report(tmp_path, "01")
-    assert (code, err) == (0, "") and "0 done, 0 failed, 1 skipped" in out
+    assert "what was measured is kept; 'posmat draw' draws it" in err
     assert not list((tmp_path / ".posmat").iterdir())
 
 
@@ -142,8 +138,8 @@ def test_a_signal_while_it_draws_is_told_as_that(tmp_path, number):
     driver.send_signal(number)
     out, err = driver.communicate(timeout=30)
     assert driver.returncode == 1 and "Traceback" not in err
-    assert "posmat: local is not drawn: " in err and "1 done, 0 failed, 0 skipped. Look" in out
-    assert (tmp_path / ".posmat" / "undrawn-local").exists()
+    assert "posmat: local is not drawn: " in err and "'posmat draw' draws it" in err
+    assert "1 done, 0 failed, 0 skipped. Look" in out
 
 
 def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path):
@@ -204,8 +200,6 @@ def test_folders_that_vanish_while_a_notebook_runs(tmp_path):
     assert code == 1 and "Traceback" not in err
     assert "01_staging failed in cell 3 (import hashlib" in first and "FileNotFoundError" in first
     assert "02_blocked ran to its end, but the folder " in second
-    aside = Path(second.rpartition(" is in ")[2].rstrip("."))
-    assert {"02_blocked.csv", "02_blocked.html"} <= {path.name for path in aside.iterdir()}
     assert "03_again failed before its first cell: the folder " in third
     assert out.splitlines()[-1].startswith("0 done, 3 failed, 0 skipped")
 

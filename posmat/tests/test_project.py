@@ -124,7 +124,7 @@ def test_the_tools_of_the_tests_are_installed_for_the_tests_alone(tmp_path, targ
 
 def test_the_driver_does_not_load_torch():
     code = (
-        "import sys, posmat.report.cli, posmat.report.runner, posmat.charts.catalogue; "
+        "import sys, posmat.report.cli, posmat.report.jobs, posmat.charts.catalogue; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
