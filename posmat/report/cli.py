@@ -1,5 +1,6 @@
 """The command `posmat`: what a person types, checked, and what went wrong in one sentence."""
 
+import asyncio
 import os
 import re
 import signal
@@ -274,7 +275,7 @@ def _run_on_cluster(asked: SimpleNamespace, plan, progress: Progress) -> list:
         planned = plan(there if asked.device == "all" else [asked.device])
         sent = [job for job in planned if job.device != ALL_DEVICES]
         placed = cluster.place(sent, machines, asked.every_machine, asked.force)
-        outcomes = cluster.Cluster(client, progress.say).run_all(placed)
+        outcomes = cluster.run_all(client, placed, progress.say)
     here = [job for job in planned if job.device == ALL_DEVICES]
     if any(outcome.state == "not started" for outcome in outcomes):
         return outcomes + [Outcome(job, "not started", 0.0, job.reports) for job in here]
@@ -357,7 +358,8 @@ def worker(address: str, machine: str, device: str) -> int:
     cluster = _import_cluster()
     devices = devices_here(device, Progress().say)
     with stoppable():
-        return cluster.start_workers(address, machine, devices)
+        asyncio.run(cluster.offer(address, machine, devices))
+    return DONE
 
 
 if __name__ == "__main__":
