@@ -27,31 +27,19 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what is said has signs that not every system has
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
-    words = list(sys.argv[1:] if words is None else words)
     try:
-        with verbs.make_context("posmat", words) as context:
-            code = verbs.invoke(context)
-        sys.stdout.flush()
-        return code
-    except click.exceptions.Exit as done:  # --help
-        return done.exit_code
-    except UsageError as error:
-        print(f"posmat: {error}", file=sys.stderr)
-        return WRONG_USE
+        return verbs.main(words, "posmat", standalone_mode=False)
     except click.UsageError as error:
         wrong, where = error.format_message().rstrip("."), error.ctx.command_path
-        print(f"posmat: {wrong}; see {where} --help.", file=sys.stderr)
-        return WRONG_USE
+        code, text = WRONG_USE, f"{wrong}; see {where} --help."
+    except UsageError as error:
+        code, text = WRONG_USE, error
     except (RecordError, KeyError) as error:
-        print(f"posmat: {error.args[0]}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt as error:
-        print(f"posmat: stopped by {error or 'Ctrl-C'}.", file=sys.stderr)
-        return FAILED
-    except BrokenPipeError:  # whoever read the output has gone, `head` for one
-        # Python flushes once more as it ends, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        code, text = FAILED, error.args[0]
+    except click.Abort as error:
+        code, text = FAILED, f"stopped by {error.__cause__ or 'Ctrl-C'}."
+    print(f"posmat: {text}", file=sys.stderr)
+    return code
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +47,13 @@ def main(words: list[str] | None = None) -> int:
 def verbs(context: click.Context) -> None:
     """The positive matrix product: run the notebooks, keep the rows."""
     context.obj = _root  # the verbs are told where the project is when they ask
+
+
+@verbs.result_callback()
+def end(code: int) -> int:
+    """Flush while click is there to hear that whoever read the output has gone, `head` for one."""
+    sys.stdout.flush()
+    return code
 
 
 for verb in (draw, check, cite):
@@ -188,17 +183,13 @@ def report(**words) -> int:
 
 def _check_machine(asked: SimpleNamespace) -> None:
     _check_name(asked.machine)
-    if asked.quick and asked.machine != LOCAL:
-        raise UsageError("--quick runs are not published: give --machine or --quick, not both.")
+    if (asked.machine != LOCAL) + asked.quick + bool(asked.scheduler) > 1:
+        raise UsageError(
+            "--machine, --quick and --scheduler exclude each other: each says whose the folders of "
+            "the results are. Workers are named with 'posmat worker ADDRESS --machine NAME'."
+        )
     if asked.every_machine and not asked.scheduler:
         raise UsageError("--every-machine needs --scheduler ADDRESS: which machines, otherwise?")
-    if asked.scheduler and asked.machine != LOCAL:
-        raise UsageError(
-            "--machine and --scheduler exclude each other: workers have names of their own, "
-            "given with 'posmat worker ADDRESS --machine NAME'."
-        )
-    if asked.scheduler and asked.quick:
-        raise UsageError("--quick has one folder, which is one host's: leave out --scheduler.")
 
 
 def _check_name(machine: str) -> None:
@@ -242,33 +233,30 @@ def _table_of(notebook: Path) -> str:
     return "\n".join([notebook.stem, *(f"  {row}" for row in rows)])
 
 
-def _run_all(planned: list, force: bool, progress: Progress) -> list:
+def _run_all(planned: list, force: bool, progress: Progress, stopped: bool = False) -> list:
     """Run jobs one after the other; after a signal the rest is not started."""
     from posmat.report.jobs import Outcome, run_job
 
     outcomes = []
     for number, job in enumerate(planned, 1):
+        outcome = Outcome(job, "not started", 0.0, job.reports)
         label = f"[{number}/{len(planned)}] {job.title} ({job.machine})"
-        say, tell = progress.say, progress.tell
         try:
-            outcome = run_job(job, force=force, label=label, say=say, tell=tell)
+            if not stopped:
+                outcome = run_job(job, force, label, progress.say, progress.tell)
+                stopped = outcome.stopped
         except KeyboardInterrupt as error:
-            say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
-            break
-        outcomes.append(outcome)
+            progress.say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
+            stopped = True
         if outcome.message:
-            say(f"posmat: {outcome.message}", always=True)
-        if outcome.stopped:
-            break
-    left = planned[len(outcomes) :]
-    return outcomes + [Outcome(job, "not started", 0.0, job.reports) for job in left]
+            progress.say(f"posmat: {outcome.message}", always=True)
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _run_on_cluster(asked: SimpleNamespace, plan, progress: Progress) -> list:
     """Run the jobs on workers; a notebook that reads rows reads them here, at the end."""
     cluster = _import_cluster()
-    from posmat.report.jobs import Outcome
-
     with cluster.connected(asked.scheduler) as client:
         machines = cluster.await_machines(client, asked.device, progress.say)
         there = sorted({device for _, device in machines})
@@ -277,9 +265,8 @@ def _run_on_cluster(asked: SimpleNamespace, plan, progress: Progress) -> list:
         placed = cluster.place(sent, machines, asked.every_machine, asked.force)
         outcomes = cluster.run_all(client, placed, progress.say)
     here = [job for job in planned if job.device == ALL_DEVICES]
-    if any(outcome.state == "not started" for outcome in outcomes):
-        return outcomes + [Outcome(job, "not started", 0.0, job.reports) for job in here]
-    return outcomes + _run_all(here, asked.force, progress)
+    stopped = any(outcome.state == "not started" for outcome in outcomes)
+    return outcomes + _run_all(here, asked.force, progress, stopped)
 
 
 def _import_cluster():
@@ -302,7 +289,12 @@ def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
         print(*pages, sep="\n", end="\n" * bool(pages))
     for problem in problems:
         print(f"posmat: {problem}", file=sys.stderr)
-    states = ["done", "failed", "skipped", *["not started"] * bool(counts["not started"])]
+    states = [
+        "done",
+        "failed",
+        "skipped",
+        *["not started"] * bool(counts["not started"]),
+    ]
     failed = [str(outcome.path) for outcome in outcomes if outcome.state == "failed"]
     place = os.path.commonpath(failed or [str(outcome.path) for outcome in outcomes])
     print(", ".join(f"{counts[state]} {state}" for state in states) + f". Look at {place}")

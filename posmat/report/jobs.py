@@ -163,28 +163,22 @@ def plan(
             # A text whose default holds a comma has its commas to itself.
             whole = "," in str(defaults.get(name))
             grid.setdefault(name, []).extend([text] if whole else text.split(","))
-        for special, values in itertools.product(
-            own.get("jobs", [{}]), itertools.product(*grid.values())
-        ):
-            chosen = dict(zip(grid, values, strict=True))
+        chosen_ones = [
+            dict(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())
+        ]
+        for special, chosen in itertools.product(own.get("jobs", [{}]), chosen_ones):
             parameters = {
                 name: _convert(name, str(value), declared, notebook.stem)
                 for name, value in (quick | special | chosen).items()
             }
             # A quick run has small sizes by its nature; only what else differs names it.
             named = {n: v for n, v in parameters.items() if n not in quick or n in chosen}
+            stem = notebook.stem + variant(named, defaults)
             for device in devices if "device" in declared else [ALL_DEVICES]:
                 asked = parameters | ({"device": device} if "device" in declared else {})
-                job = Job(
-                    notebook,
-                    notebook.parents[1],
-                    machine,
-                    device,
-                    notebook.stem + variant(named, defaults),
-                    {name: value for name, value in asked.items() if value != defaults[name]},
-                    runs,
-                    cell_timeout,
-                )
+                changed = {name: value for name, value in asked.items() if value != defaults[name]}
+                place = notebook.parents[1], machine, device, stem
+                job = Job(notebook, *place, changed, runs, cell_timeout)
                 if job not in jobs:
                     jobs.append(job)
     return jobs
@@ -236,7 +230,6 @@ def devices_here(asked: str, say: Say) -> list[str]:
 
 def run_job(
     job: Job,
-    *,
     force: bool = True,
     label: str = "",
     say: Say = lambda *_, **__: None,
@@ -265,14 +258,14 @@ def run_job(
                     raise RecordError(
                         f"the folder {folder} cannot be written to: make it writable."
                     )
-            known = about(job)
-            say(label + (f", {why}" if known and why else "") + known)  # why it runs again
+            last = about(job)
+            say(f"{label}, {why}{last}" if last and why else label + last)  # why it runs again
             with scratch_folder(job.root / SCRATCH) as scratch:
                 outcome = run_in_folder(job, scratch / "results", key, tell)
                 outcome = keep_results(outcome, scratch / "results")
     except (RecordError, OSError) as error:
-        message = f"{job.title} failed before its first cell: {error}"
         path = job.reports if job.reports.is_dir() else job.root
+        message = f"{job.title} failed before its first cell: {error}"
         outcome = Outcome(job, "failed", 0.0, path, message)
     return replace(outcome, seconds=time.monotonic() - began)
 
@@ -297,13 +290,12 @@ def alone(job: Job, say: Say = lambda *_, **__: None):
     path = Path(os.environ.get("POSMAT_LOCKS", folder)) / f"posmat-{job.device}.lock"
     lock = FileLock(path, mode=0o666)
     try:
-        try:
-            lock.acquire(timeout=0)
-        except PermissionError:  # another user's file: a lock among one's own runs is left
-            lock = FileLock(path.with_name(f"posmat-{job.device}-{getpass.getuser()}.lock"))
-            lock.acquire(timeout=0)
+        lock.acquire(blocking=False)
+    except PermissionError:  # another user's file: a lock among one's own runs is left
+        lock = FileLock(path.with_name(f"posmat-{job.device}-{getpass.getuser()}.lock"))
     except Timeout:
         say(f"another run is timing on {job.device}: {job.stem} waits for it")
+    if not lock.is_locked:
         lock.acquire(poll_interval=1)
     try:
         yield
@@ -335,62 +327,48 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
 
     began = time.monotonic()
     make_folder(folder)
-    executed = folder / f"{job.stem}.ipynb"
+    executed, failed = (folder / f"{job.stem}{end}" for end in (".ipynb", ".failed.ipynb"))
     busy = "" if job.device == ALL_DEVICES else busy_warning()
-    warnings = [busy] if busy else []
+    outcome = Outcome(job, "done", 0.0, executed, warnings=(busy,) if busy else ())
     order = {"machine": job.machine, "stem": job.stem}
     order |= {"output_dir": str(folder), "root": str(job.root)}
-    notebook, message, stopped = None, "", False
+    notebook, why = None, ""
     try:
         for run in range(job.runs):
-            notebook = run_notebook(
-                job.notebook,
-                job.parameters,
-                order | {"run": run},
-                folder.parent,
-                job.cell_timeout,
-                tell,
-            )
+            order["run"] = run
+            words = job.notebook, job.parameters, order, folder.parent, job.cell_timeout, tell
+            notebook = run_notebook(*words)
         nbformat.write(notebook, executed)
-        _add_to_provenance(executed.with_suffix(".json"), key, warnings)
+        _add_to_provenance(executed.with_suffix(".json"), key, outcome.warnings)
         write_page(executed)
     except NotebookFailure as failure:
-        message, stopped, notebook = str(failure), failure.stopped, failure.notebook
+        why, notebook = f"{'in ' * str(failure).startswith('cell')}{failure}", failure.notebook
+        outcome = replace(outcome, stopped=failure.stopped)
     except KeyboardInterrupt as error:
-        message, stopped = f"after its last cell: stopped by {error or 'Ctrl-C'}", True
+        why = f"after its last cell: stopped by {error or 'Ctrl-C'}"
+        outcome = replace(outcome, stopped=True)
     except Exception as error:  # a full disk, or a notebook that makes no page
         kind = "" if isinstance(error, RecordError) else f"{type(error).__name__}: "
-        message = f"after its last cell: {kind}{error}"
-    if message:
-        message = f"{job.title} failed {'in ' * message.startswith('cell')}{message}"
-        _leave_failed(notebook, folder / f"{job.stem}.failed.ipynb")
-    state = "failed" if message else "done"
-    seconds = time.monotonic() - began
-    return Outcome(job, state, seconds, executed, message, stopped, tuple(warnings))
+        why = f"after its last cell: {kind}{error}"
+    if why:
+        outcome = replace(outcome, state="failed", message=f"{job.title} failed {why}")
+        shutil.rmtree(folder, ignore_errors=True)  # which also makes room on a full disk
+        try:
+            folder.mkdir(parents=True)
+            if notebook is not None:
+                nbformat.write(notebook, failed)
+        except OSError:  # even that has no room
+            failed.unlink(missing_ok=True)
+    return replace(outcome, seconds=time.monotonic() - began)
 
 
-def _add_to_provenance(path: Path, key: dict, warnings: list[str]) -> None:
-    """Put what the driver knows beside what the notebook said of its run.
-
-    Raises:
-        RecordError: the notebook kept nothing.
-    """
+def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
+    """Put what the driver knows beside what the notebook said of its run."""
     if not path.exists() or not path.with_suffix(".csv").exists():
         raise RecordError("it kept no rows; a notebook keeps them with run.save(...)")
     facts = json.loads(path.read_text(encoding="utf-8"))
     facts |= {"key": key, "warnings": [*facts.get("warnings", []), *warnings]}
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _leave_failed(notebook: nbformat.NotebookNode | None, path: Path) -> None:
-    """Leave the failed notebook alone in its folder, or nothing where even that has no room."""
-    shutil.rmtree(path.parent, ignore_errors=True)  # which also makes room on a full disk
-    try:
-        path.parent.mkdir(parents=True)
-        if notebook is not None:
-            nbformat.write(notebook, path)
-    except OSError:
-        path.unlink(missing_ok=True)
 
 
 def keep_results(outcome: Outcome, folder: Path) -> Outcome:

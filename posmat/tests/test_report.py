@@ -170,7 +170,7 @@ def test_a_device_without_an_operation_keeps_its_rows(by_hand):
         (["report", "05", "--machine", "quick"], 2, "keeps for itself"),
         (["report", "05", "--machine", "figures"], 2, "keeps for itself"),
         (["report", "05", "--machine", "lab-local"], 2, "keeps for itself"),
-        (["report", "05", "--quick", "--machine", "m"], 2, "not both"),
+        (["report", "05", "--quick", "--machine", "m"], 2, "exclude each other"),
         (["report", "05", "--runs", "0"], 2, "'--runs': 0 is not in the range x>=1; see posmat "),
         (["report", "05", "--cell-timeout", "0"], 2, "'--cell-timeout': 0 is not in the range"),
         (["report", "--runs", "x"], 2, "'x' is not a valid integer"),
