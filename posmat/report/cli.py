@@ -20,6 +20,7 @@ from posmat.report.verbs import check, cite, draw, redraw
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 _DEVICES = click.Choice(["cpu", "cuda", "all"])
+_COUNT = click.IntRange(1)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def main(words: list[str] | None = None) -> int:
         code, text = WRONG_USE, error
     except (RecordError, KeyError) as error:
         code, text = FAILED, error.args[0]
+    except ModuleNotFoundError as error:
+        code, text = WRONG_USE, f"{error.name} is missing: pip install 'posmat[cluster]' has dask."
     except click.Abort as error:
         code, text = FAILED, f"stopped by {error.__cause__ or 'Ctrl-C'}."
     print(f"posmat: {text}", file=sys.stderr)
@@ -84,77 +87,53 @@ def stoppable():
 
     A signal that is ignored (as under nohup) stays so.
     """
-    numbers = [getattr(signal, f"SIG{name}", None) for name in ("INT", "TERM", "HUP")]
-    before = {number: signal.getsignal(number) for number in numbers if number}
-    taken = [number for number in before if before[number] is not signal.SIG_IGN]
+    found = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    before = {one: signal.getsignal(one) for one in found}
 
     def stop(number, frame):
-        for each in taken:
-            signal.signal(each, signal.SIG_IGN)
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name.replace("SIGINT", "Ctrl-C"))
 
     try:
-        for number in taken:
-            signal.signal(number, stop)
+        for one, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(one, stop)
         yield
     finally:
-        for number in taken:
-            signal.signal(number, before[number])
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @verbs.command(short_help="run notebooks and keep their rows, tables and figures")
 @click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]...")
 @click.option(
-    "--device",
-    type=_DEVICES,
-    default="all",
-    help="all: the CPU, and CUDA where there is a device (default)",
+    "--device", type=_DEVICES, default="all", help="all: the CPU, and CUDA if it is there"
 )
 @click.option(
     "-p",
     "parameters",
     multiple=True,
     metavar="NAME=VALUE",
-    help="a parameter of the notebook (see --parameters); NAME=A,B,C is a grid, a run for each, "
-    "except where the default has a comma itself; giving -p again adds values",
+    help="a parameter of the notebook; NAME=A,B,C is a grid, a run for each, except where the "
+    "default has a comma itself; giving -p again adds values",
 )
 @click.option("--parameters", "show_parameters", is_flag=True, help="list them, run nothing")
-@click.option(
-    "--machine",
-    default=LOCAL,
-    metavar="NAME",
-    help="publish under this name; without it the run is your own (local) and git ignores it",
-)
+@click.option("--machine", default=LOCAL, metavar="NAME", help="publish under this name")
 @click.option("--quick", is_flag=True, help="small sizes, into folders of their own (quick)")
 @click.option(
-    "--runs",
-    type=click.IntRange(1),
-    default=1,
-    metavar="N",
-    help="repeat each notebook in N fresh kernels and pool their rows",
+    "--runs", type=_COUNT, default=1, metavar="N", help="fresh kernels, their rows pooled"
 )
 @click.option("--force", is_flag=True, help="run what is up to date, too")
-@click.option(
-    "--cell-timeout",
-    type=click.IntRange(1),
-    metavar="SECONDS",
-    help="a cell that takes longer is a failure",
-)
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="run on the workers of this dask scheduler (tcp://host:8786), under their names",
-)
-@click.option(
-    "--every-machine",
-    is_flag=True,
-    help="with --scheduler: each job once on every machine that has its device",
-)
+@click.option("--cell-timeout", type=_COUNT, metavar="SECONDS", help="that a cell may take")
+@click.option("--scheduler", metavar="ADDRESS", help="of dask, tcp://host:8786: run on its workers")
+@click.option("--every-machine", is_flag=True, help="with --scheduler: each job on each machine")
 @click.option("--quiet", is_flag=True, help="tell failures and the last line only")
 def report(**words) -> int:
     """Run notebooks headless, all or those named by number (05) or name.
 
-    Each goes into data/ and reports/ when it succeeded. One that is up to date is not run again.
+    Each goes into data/ and reports/ when it succeeded; without --machine the run is your own
+    (local) and git ignores it. One that is up to date is not run again.
     """
     asked = SimpleNamespace(**words)
     from posmat.report import jobs  # papermill takes half a second to load
@@ -216,8 +195,7 @@ def _root() -> Path:
     root = project_root()
     if root is None:
         raise UsageError(
-            "the notebooks are not beside this package: install it from a checkout with "
-            "'pip install -e .', and run posmat there."
+            "the notebooks are not beside this package: install it from a checkout with pip's -e."
         )
     return root
 
@@ -256,7 +234,8 @@ def _run_all(planned: list, force: bool, progress: Progress, stopped: bool = Fal
 
 def _run_on_cluster(asked: SimpleNamespace, plan, progress: Progress) -> list:
     """Run the jobs on workers; a notebook that reads rows reads them here, at the end."""
-    cluster = _import_cluster()
+    from posmat.report import cluster
+
     with cluster.connected(asked.scheduler) as client:
         machines = cluster.await_machines(client, asked.device, progress.say)
         there = sorted({device for _, device in machines})
@@ -269,70 +248,45 @@ def _run_on_cluster(asked: SimpleNamespace, plan, progress: Progress) -> list:
     return outcomes + _run_all(here, asked.force, progress, stopped)
 
 
-def _import_cluster():
-    try:
-        from posmat.report import cluster
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"this needs {error.name}: install it with pip install 'posmat[cluster]'."
-        ) from None
-    return cluster
-
-
 def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
     """Draw what is new, say what became of the jobs, and return the exit code."""
     counts = Counter(outcome.state for outcome in outcomes)
-    stopped = bool(counts["not started"]) or any(outcome.stopped for outcome in outcomes)
-    pages, problems = _draw_what_is_new(outcomes, root, stopped)
+    stopped = counts["not started"] or any(outcome.stopped for outcome in outcomes)
+    pages, problems = [], []
+    for machine in dict.fromkeys(one.job.machine for one in outcomes if one.state == "done"):
+        try:
+            if stopped:
+                raise KeyboardInterrupt("stopped")
+            said, bad = redraw(root, machine=machine)
+            pages += filter(None, [said])
+            problems += bad
+        except (OSError, KeyboardInterrupt) as error:  # a full disk, or a signal
+            why = error or "stopped by Ctrl-C"
+            problems.append(f"{machine} is not drawn ({why}); its rows are kept: 'posmat draw'.")
     if not quiet:
         _print_table(outcomes)
         print(*pages, sep="\n", end="\n" * bool(pages))
     for problem in problems:
         print(f"posmat: {problem}", file=sys.stderr)
-    states = [
-        "done",
-        "failed",
-        "skipped",
-        *["not started"] * bool(counts["not started"]),
-    ]
+    states = ["done", "failed", "skipped", *["not started"] * bool(counts["not started"])]
     failed = [str(outcome.path) for outcome in outcomes if outcome.state == "failed"]
     place = os.path.commonpath(failed or [str(outcome.path) for outcome in outcomes])
     print(", ".join(f"{counts[state]} {state}" for state in states) + f". Look at {place}")
     return FAILED if failed or stopped or problems else DONE
 
 
-def _draw_what_is_new(outcomes: list, root: Path, stopped: bool) -> tuple[list[str], list[str]]:
-    """Bring tables, figures and pages up to date with the rows; what was drawn, what was not."""
-    due = dict.fromkeys(outcome.job.machine for outcome in outcomes if outcome.state == "done")
-    if due and stopped:
-        return [], ["what was measured is kept; 'posmat draw' draws it."]
-    told, problems = [], []
-    for machine in due:
-        try:
-            said, bad = redraw(root, machine=machine)
-            told += filter(None, [said])
-            problems += bad
-        except (OSError, KeyboardInterrupt) as error:  # a full disk, or a signal
-            why = error or "stopped by Ctrl-C"
-            problems.append(f"{machine} is not drawn: {why}; 'posmat draw' draws it.")
-    return told, problems
-
-
 def _print_table(outcomes: list) -> None:
     width = max(len("notebook"), *(len(outcome.job.stem) for outcome in outcomes)) + 2
     print(f"{'notebook':<{width}}{'machine':<14}{'device':<8}{'seconds':>8}  state")
     for outcome in outcomes:
-        job = outcome.job
+        job, state = outcome.job, outcome.state.replace("skipped", "skipped (up to date)")
         print(
-            f"{job.stem:<{width}}{job.machine:<14}{job.device:<8}{outcome.seconds:>8.1f}  "
-            f"{outcome.state}{' (up to date)' * (outcome.state == 'skipped')}"
+            f"{job.stem:<{width}}{job.machine:<14}{job.device:<8}{outcome.seconds:>8.1f}  {state}"
         )
         for warning in outcome.warnings:
             print(f"  {warning}")
-    print()
-    for outcome in outcomes:
-        if outcome.state in ("done", "failed"):
-            print(f"  {outcome.path}")
+    looked_at = [outcome.path for outcome in outcomes if outcome.state in ("done", "failed")]
+    print("", *(f"  {path}" for path in looked_at), sep="\n")
 
 
 @verbs.command(short_help="offer this machine's devices to a dask scheduler")
@@ -344,10 +298,10 @@ def worker(address: str, machine: str, device: str) -> int:
 
     A scheduler runs what it is sent: join one that you trust.
     """
+    from posmat.report import cluster
     from posmat.report.jobs import devices_here
 
     _check_name(machine)
-    cluster = _import_cluster()
     devices = devices_here(device, Progress().say)
     with stoppable():
         asyncio.run(cluster.offer(address, machine, devices))

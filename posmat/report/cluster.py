@@ -11,7 +11,6 @@ import asyncio
 import getpass
 import logging
 import os
-import signal
 import tempfile
 import time
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -73,22 +72,19 @@ def installation() -> dict[str, str]:
     """What must be the same where jobs are sent from and where they run, and whose host this is."""
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     code = hash_of_modules(sorted(".".join(one.parts) for one in paths if one.parts[0] != "tests"))
-    return {
-        "posmat": f"{version('posmat')} (code {code[:8]})",
-        "torch": version("torch"),
-        "host_identity": host_identity(),
-        "processor": processor_name(),
-    }
+    same = {"posmat": f"{version('posmat')} (code {code[:8]})", "torch": version("torch")}
+    return same | {"host_identity": host_identity(), "processor": processor_name()}
 
 
 def require_same(found: dict[str, str], machine: str) -> None:
     """Refuse a machine with other code or another PyTorch than this one, with UsageError."""
-    for what, own in [*installation().items()][:2]:
+    own = installation()
+    for what in ("posmat", "torch"):
         # 2.13.0+cpu and 2.13.0+cu130 are builds of one version.
-        if found[what].partition("+")[0] != own.partition("+")[0]:
+        if found[what].partition("+")[0] != own[what].partition("+")[0]:
             raise UsageError(
-                f"{machine} has {what} {found[what]} and this machine has {what} {own}: install "
-                "the same on both, and start the worker again."
+                f"{machine} has {what} {found[what]} and this machine has {what} {own[what]}: "
+                "install the same on both, and start the worker again."
             )
 
 
@@ -104,11 +100,6 @@ def run_there(job: Job, text: bytes) -> tuple[Outcome, dict, dict]:
             outcome = run_in_folder(job, results, job_key(job))
         files = results.iterdir() if results.is_dir() else ()
         return outcome, {path.name: path.read_bytes() for path in files}, facts
-
-
-def end_worker() -> None:
-    """End this worker's process and with it its kernel; `posmat worker` starts another."""
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
@@ -140,24 +131,24 @@ def await_machines(client: Client, device: str, say: Say) -> dict[tuple[str, str
         UsageError: nobody offers the device, or a worker's posmat or PyTorch is another than here.
         RecordError: the scheduler ends meanwhile.
     """
-    if not workers_of(client):
-        say(f"posmat: no worker has joined yet; one is awaited for up to {JOIN_S} s.")
-        try:
+    try:
+        if not workers_of(client):
+            say(f"posmat: no worker has joined yet; one is awaited for up to {JOIN_S} s.")
             client.wait_for_workers(1, timeout=JOIN_S)
-        except TimeoutError:  # what is not there is told as for any other device
-            pass
-        except OSError:
-            raise RecordError("the scheduler has gone.") from None
+    except TimeoutError:  # what is not there is told as for any other device
+        pass
+    except OSError:
+        raise RecordError("the scheduler has gone.") from None
     machines, workers = {}, workers_of(client)
     found = client.run(installation, workers=[*workers], on_error="return")
-    for address, (machine, offered) in workers.items():
+    for address, place in workers.items():
         facts = found.get(address)
         if not isinstance(facts, dict):  # of an older posmat, for one
-            raise UsageError(f"the worker of {machine} at {address} does not answer: {facts}")
-        require_same(facts, machine)
-        machines[machine, offered] = facts
+            raise UsageError(f"the worker of {place[0]} at {address} does not answer: {facts}")
+        require_same(facts, place[0])
+        machines[place] = facts
     if not machines or device not in ("all", *(offered for _, offered in machines)):
-        offers = "; ".join(f"{machine} has {offered}" for machine, offered in sorted(machines))
+        offers = "; ".join(f"{name} has {offered}" for name, offered in sorted(machines))
         raise UsageError(
             f"no machine offers {device}; {offers or 'none has joined'}: start a worker with "
             "'posmat worker ADDRESS --machine NAME'."
@@ -173,17 +164,15 @@ def place(jobs: list[Job], machines: dict, every: bool, force: bool) -> list[Job
     """
     placed: list[Job | Outcome] = []
     for job in jobs:
-        stale: list[Job] = []
-        fresh: list[Outcome] = []
-        for (machine, device), facts in sorted(machines.items()):
-            if device == job.device:
-                one = replace(job, machine=machine)
-                claim_machine(job.root, machine, facts)
-                if force or why_stale(one, job_key(one, facts["host_identity"], facts["torch"])):
-                    stale.append(one)
-                else:
-                    fresh.append(Outcome(one, "skipped", 0.0, one.page))
-        placed += [*stale, *fresh] if every else fresh[:1] or [replace(job, machine=ANY)]
+        ones: list[Job | Outcome] = []
+        for machine in sorted(name for name, device in machines if device == job.device):
+            facts, one = machines[machine, job.device], replace(job, machine=machine)
+            claim_machine(job.root, machine, facts)
+            key = job_key(one, facts["host_identity"], facts["torch"])
+            stale = force or why_stale(one, key)
+            ones.append(one if stale else Outcome(one, "skipped", 0.0, one.page))
+        done = [one for one in ones if isinstance(one, Outcome)]
+        placed += ones if every else done[:1] or [replace(job, machine=ANY)]
     return placed
 
 
@@ -235,16 +224,15 @@ def run_all(client: Client, jobs: list[Job | Outcome], say: Say) -> list[Outcome
                 time.sleep(LOOK_S)
     except KeyboardInterrupt as error:
         say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
-        with suppress(Exception):
+        with suppress(Exception):  # a worker ends and its kernel with it, and another is started
             client.cancel([one for *_, one in sent.values()])
-            client.run(end_worker, workers=[*sent], on_error="ignore")
+            client.run(os._exit, 1, workers=[*sent], on_error="ignore")
     except (OSError, CancelledError, asyncio.CancelledError):
         text = "the scheduler has gone; what is done is kept, the same command runs the rest"
         say(f"posmat: {text}.", always=True)
-    return [
-        ended.get(at) or Outcome(one, "not started", 0.0, one.reports)
-        for at, one in enumerate(jobs)
-    ]
+    left = {at: Outcome(jobs[at], "not started", 0.0, jobs[at].reports) for at in waiting}
+    left |= {at: Outcome(job, "not started", 0.0, job.reports) for at, job, _ in sent.values()}
+    return [(left | ended)[at] for at in range(len(jobs))]
 
 
 def _keep(job: Job, future: Future) -> Outcome:

@@ -70,13 +70,11 @@ def sources_key(notebook: Path) -> dict:
         reached = [room for room in ROOMS if room in found]
         for room in reached:
             reached += [needed for needed in ROOMS[room] if needed not in reached]
-        rooms = {room: _hash_of_room(room) for room in sorted(reached)}
+        rooms = {}
+        for room in sorted(reached):
+            names = sorted(f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py"))
+            rooms[room] = hash_of_modules(name for name in names if name not in _NO_CLOCK)
     return {"notebook": _hash(map(code_of, cells)), "rooms": rooms}
-
-
-def _hash_of_room(room: str) -> str:
-    names = sorted(f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py"))
-    return hash_of_modules(name for name in names if name not in _NO_CLOCK)
 
 
 def hash_of_modules(names: Iterable[str]) -> str:
@@ -89,14 +87,13 @@ def why_changed(known: dict, key: dict) -> str:
     """What of a key is another than the one that is known; '' when all is the same."""
     if not known:
         return "no key"
-    changed = []
-    for part, now in key.items():
-        then = known.get(part)
-        if part == "rooms" and isinstance(then, dict):
-            changed += [f"posmat/{room}" for room in now if now[room] != then.get(room)]
-        elif then != now:
-            words = {"notebook": "the notebook's code", "rooms": "the code that computes and times"}
-            changed.append(words.get(part, part))
+    rooms, then = key["rooms"], known.get("rooms")
+    changed = [part for part in key if part != "rooms" and key[part] != known.get(part)]
+    changed = [part.replace("notebook", "the notebook's code") for part in changed]
+    if isinstance(then, dict):
+        changed += [f"posmat/{room}" for room in rooms if rooms[room] != then.get(room)]
+    else:
+        changed.append("the code that computes and times")
     return ", ".join(changed) + " changed" if changed else ""
 
 
@@ -156,18 +153,16 @@ def _without_empty_fields(node):
 
 
 def hash_of_all_rows(root: Path, own: str) -> str:
-    """One hash of every file of rows that a summary on the machine `own` reads.
-
-    These are the rows of the measuring notebooks; quick ones for a quick run only.
-    """
-    files = {}
-    for path in sorted((root / "data").glob("*/*/*.csv")):
-        machine, device = path.parts[-3:-1]
-        if device != ALL_DEVICES and is_read_by(own, machine):
-            files[path.relative_to(root).as_posix()] = path
+    """One hash of the measuring notebooks' rows that a summary on the machine `own` reads."""
+    files = [
+        path
+        for path in sorted((root / "data").glob("*/*/*.csv"))
+        if path.parts[-2] != ALL_DEVICES and is_read_by(own, path.parts[-3])
+    ]
+    lines = [(path.relative_to(root).as_posix(), rows_hash(path)) for path in files]
     if (root / "data" / "seed.csv").exists():
-        files["seed"] = root / "data" / "seed.csv"
-    return _hash([name, rows_hash(path)] for name, path in files.items())
+        lines.append(("seed", rows_hash(root / "data" / "seed.csv")))
+    return _hash(lines)
 
 
 def _hash(parts) -> str:

@@ -255,9 +255,7 @@ def run_job(
             # That there is no place for results is better known before than after.
             for folder in (job.reports, job.data):
                 if not os.access(make_folder(folder), os.W_OK):
-                    raise RecordError(
-                        f"the folder {folder} cannot be written to: make it writable."
-                    )
+                    raise RecordError(f"{folder} cannot be written to: make it writable.")
             last = about(job)
             say(f"{label}, {why}{last}" if last and why else label + last)  # why it runs again
             with scratch_folder(job.root / SCRATCH) as scratch:

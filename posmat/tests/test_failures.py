@@ -102,7 +102,7 @@ def test_a_signal_ends_the_kernel_keeps_what_is_done_and_starts_no_more(tmp_path
     assert (reports / "01_is_good.html").exists()
     truth = states_of(reports / "02_is_slow.failed.ipynb")
     assert [status for _, status, _ in truth] == ["completed", "failed", "pending"]
-    assert "what was measured is kept; 'posmat draw' draws it" in err
+    assert "posmat: local is not drawn (stopped); its rows are kept: 'posmat draw'" in err
     assert not list((tmp_path / ".posmat").iterdir())
 
 
@@ -138,7 +138,7 @@ def test_a_signal_while_it_draws_is_told_as_that(tmp_path, number):
     driver.send_signal(number)
     out, err = driver.communicate(timeout=30)
     assert driver.returncode == 1 and "Traceback" not in err
-    assert "posmat: local is not drawn: " in err and "'posmat draw' draws it" in err
+    assert "posmat: local is not drawn (" in err and "its rows are kept: 'posmat draw'" in err
     assert "1 done, 0 failed, 0 skipped. Look" in out
 
 
@@ -154,7 +154,7 @@ def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path):
     try:
         code, _, err = report(tmp_path, "--quiet")
         assert code == 1 and err.count("\n") == 1
-        assert f"before its first cell: the folder {place} cannot be written to" in err
+        assert f"before its first cell: {place} cannot be written to" in err
     finally:
         subprocess.run(["umount", str(place)], check=True)
 
