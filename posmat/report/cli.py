@@ -140,7 +140,6 @@ def report(**words) -> int:
 
     root = _root()
     _check_machine(asked)
-    given = [_pair(text) for text in asked.parameters]
     notebooks = jobs.find_notebooks(root / "notebooks", asked.notebooks)
     if asked.show_parameters:
         print("\n\n".join(_table_of(notebook) for notebook in notebooks))
@@ -148,7 +147,8 @@ def report(**words) -> int:
 
     def plan(devices: list[str]) -> list[jobs.Job]:
         machine = QUICK if asked.quick else asked.machine
-        return jobs.plan(notebooks, devices, machine, given, asked.runs, asked.cell_timeout)
+        given = asked.parameters, asked.runs, asked.cell_timeout
+        return jobs.plan(notebooks, devices, machine, *given)
 
     progress = Progress(asked.quiet)
     with stoppable():
@@ -182,13 +182,6 @@ def _check_name(machine: str) -> None:
         raise UsageError(
             f"--machine {machine} is a name that posmat keeps for itself: give another."
         )
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not sign or not name:
-        raise UsageError(f"-p {text!r}: write it as NAME=VALUE.")
-    return name, value
 
 
 def _root() -> Path:

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from posmat.measure.files import (
     ALL_DEVICES,
+    NOT_IN_VARIANT,
     QUICK,
     SCRATCH,
     RecordError,
@@ -47,10 +48,6 @@ BUSY_CORES = 0.5  # others' work beyond which a measurement is warned of
 
 Say = Callable[..., None]  # (line, always=False): the user is told it, where quiet if always
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_DRIVERS_OWN = {
-    "device": "the device is chosen with --device",
-    "output_dir": "the driver has its own folders; for one of yours run papermill itself",
-}
 
 
 @dataclass(frozen=True)
@@ -136,14 +133,14 @@ def plan(
     notebooks: list[Path],
     devices: list[str],
     machine: str,
-    given: Iterable[tuple[str, str]] = (),
+    given: Iterable[str] = (),
     runs: int = 1,
     cell_timeout: int | None = None,
 ) -> list[Job]:
     """The jobs for notebooks and devices, their parameters converted by the declared types.
 
     A notebook's own metadata says which jobs it has by default, and its sizes for a quick run. A
-    parameter that is given with several values, `a,b,c` or more than once, makes a job for each.
+    parameter that is given with several values, `name=a,b` or more than once, makes a job for each.
 
     Raises:
         UsageError: a parameter is not declared, its value not of the declared type, or it is one
@@ -157,9 +154,15 @@ def plan(
         own = nbformat.read(notebook, as_version=4).metadata.get("posmat", {})
         quick = own.get("quick", {}) if machine == QUICK else {}
         grid: dict[str, list[str]] = {}
-        for name, text in given:
-            if name in _DRIVERS_OWN:
-                raise UsageError(f"-p {name}={text}: {_DRIVERS_OWN[name]}.")
+        for word in given:
+            name, sign, text = word.partition("=")
+            if not sign:
+                raise UsageError(f"-p {word!r}: write it as NAME=VALUE.")
+            if name in NOT_IN_VARIANT:
+                raise UsageError(
+                    f"-p {word}: the device is chosen with --device, and the driver has its own "
+                    "folders; for one of yours run papermill itself."
+                )
             # A text whose default holds a comma has its commas to itself.
             whole = "," in str(defaults.get(name))
             grid.setdefault(name, []).extend([text] if whole else text.split(","))

@@ -311,11 +311,3 @@ def test_a_first_worker_is_awaited_and_not_for_ever(tmp_path, other, monkeypatch
     monkeypatch.setattr(cli, "_root", lambda: tmp_path)
     assert cli.main(["report", "--scheduler", other.address]) == 2
     assert "posmat: no machine offers all; none has joined: start" in capsys.readouterr().err
-
-
-def test_without_a_scheduler_nothing_of_dask_is_imported():
-    words = "import sys; from posmat.report import cli, jobs; cli.main(sys.argv[1:])"
-    check = "; assert not {'dask', 'distributed'} & sys.modules.keys(), sorted(sys.modules)"
-    command = [sys.executable, "-c", words + check, "report", "--parameters"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

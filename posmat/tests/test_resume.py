@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def stale(notebook, runs=1, **given) -> str:
     """Why the job of a notebook is to be run."""
-    (job,) = plan([notebook], ["cpu"], LOCAL, [*given.items()], runs)
+    (job,) = plan(
+        [notebook], ["cpu"], LOCAL, [f"{name}={text}" for name, text in given.items()], runs
+    )
     return why_stale(job, job_key(job))
 
 
