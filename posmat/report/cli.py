@@ -63,22 +63,23 @@ for verb in (draw, check, cite):
     verbs.add_command(verb)
 
 
-class Progress:
+class Progress(tqdm):
     """What runs, on stderr: lines that stay and, on a terminal, the cell that is running."""
 
     def __init__(self, quiet: bool = False):
-        self.quiet = quiet
         off = True if quiet else None  # None: where stderr is no terminal
-        self._cell = tqdm(bar_format="  {desc}", leave=False, dynamic_ncols=True, disable=off)
+        super().__init__(bar_format="  {desc}", leave=False, dynamic_ncols=True, disable=off)
+        self.quiet = quiet
 
     def say(self, text: str, always: bool = False) -> None:
         """One line that stays."""
+        self.set_description_str("", refresh=False)
         if always or not self.quiet:
-            tqdm.write(text, file=sys.stderr)
+            self.write(text, file=sys.stderr)
 
     def tell(self, number: int, total: int, line: str) -> None:
         """A cell begins."""
-        self._cell.set_description_str(f"cell {number} of {total} ({line})")
+        self.set_description_str(f"cell {number} of {total} ({line})")
 
 
 @contextmanager
@@ -150,13 +151,13 @@ def report(**words) -> int:
         given = asked.parameters, asked.runs, asked.cell_timeout
         return jobs.plan(notebooks, devices, machine, *given)
 
-    progress = Progress(asked.quiet)
     with stoppable():
-        if asked.scheduler:
-            outcomes = _run_on_cluster(asked, plan, progress)
-        else:
-            planned = plan(jobs.devices_here(asked.device, progress.say))
-            outcomes = _run_all(planned, asked.force, progress)
+        with Progress(asked.quiet) as progress:
+            if asked.scheduler:
+                outcomes = _run_on_cluster(asked, plan, progress)
+            else:
+                planned = plan(jobs.devices_here(asked.device, progress.say))
+                outcomes = _run_all(planned, asked.force, progress)
         return _conclude(outcomes, root, asked.quiet)
 
 
@@ -246,16 +247,17 @@ def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
     counts = Counter(outcome.state for outcome in outcomes)
     stopped = counts["not started"] or any(outcome.stopped for outcome in outcomes)
     pages, problems = [], []
+    undrawn = "{} is not drawn ({}); its rows are kept: 'posmat draw' draws it."
     for machine in dict.fromkeys(one.job.machine for one in outcomes if one.state == "done"):
+        if stopped:
+            problems.append(undrawn.format(machine, "stopped"))
+            continue
         try:
-            if stopped:
-                raise KeyboardInterrupt("stopped")
             said, bad = redraw(root, machine=machine)
             pages += filter(None, [said])
             problems += bad
         except (OSError, KeyboardInterrupt) as error:  # a full disk, or a signal
-            why = error or "stopped by Ctrl-C"
-            problems.append(f"{machine} is not drawn ({why}); its rows are kept: 'posmat draw'.")
+            problems.append(undrawn.format(machine, error))
     if not quiet:
         _print_table(outcomes)
         print(*pages, sep="\n", end="\n" * bool(pages))

@@ -2,9 +2,8 @@
 
 A notebook's text goes out, its files come back as bytes; no disk is shared. A worker's name says
 what it is: NAME-cpu is the CPU of the machine NAME. It runs one job at a time in its own process,
-so that a killed worker takes its kernel with it. dask would hand out all jobs at once and blame a
-worker's death on all that wait for it: here a job leaves for a worker that is free, and where that
-is lost, once more.
+which takes its kernel with it. dask would hand out all jobs at once and blame a worker's death on
+all that wait for it: here a job leaves for a worker that is free, and where that is lost, again.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 """The driver's command line, a notebook without the driver, and what a user may get wrong."""
 
+import io
 import json
 import os
 import subprocess
@@ -90,6 +91,25 @@ def test_a_comment_may_hold_what_else_is_in_a_line(tmp_path, capsys, monkeypatch
     assert "rounds   int    30           N = 30 is the default\n" in capsys.readouterr().out
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "quiet"), [(Terminal, False), (Terminal, True), (io.StringIO, False)]
+)
+def test_progress_is_lines_and_on_a_terminal_the_cell_that_runs(monkeypatch, kind, quiet):
+    monkeypatch.setattr(sys, "stderr", kind())
+    with Progress(quiet) as progress:
+        progress.say("[1/2] 05 on cpu")
+        progress.tell(2, 5, "x = 1")
+        progress.say("posmat: it failed", always=True)
+        told = sys.stderr.getvalue()
+    assert ("[1/2] 05 on cpu\n" in told) != quiet and told.count("posmat: it failed\n") == 1
+    assert ("cell 2 of 5 (x = 1)" in told) == (kind is Terminal and not quiet)
+
+
 def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
     given = {"dtype": "int8", "out_features": 16, "in_features": 8, "rounds": 1}
     given["output_dir"] = "results"
@@ -124,6 +144,7 @@ def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
         (["report", "05", "--runs", "0"], "'--runs': 0 is not in the range x>=1; see posmat "),
         (["report", "--device", "gpu"], "not one of 'cpu', 'cuda', 'all'; see posmat report --"),
         (["report", "--quik"], "--quick"),
+        (["report", "--every-machine"], "--every-machine needs --scheduler"),
         (["worker"], "Missing argument 'ADDRESS'; see posmat worker --help."),
         (["cite", "a", "b"], "unexpected extra argument"),
         (["nothing"], "No such command 'nothing'; see posmat --help."),
