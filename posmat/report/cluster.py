@@ -1,268 +1,252 @@
-"""Many machines: the same jobs on dask's workers, their files brought back and kept here.
+"""Many machines: dask's workers, what a job does in one, and who sends the jobs and keeps the rest.
 
-A notebook's text goes out, its files come back as bytes; no disk is shared. A worker runs one job
-at a time on one device, in its own process, so that a killed worker takes its kernel with it. Its
-resources say what it is: `cpu=1 cpu@NAME=1` is the CPU of the machine NAME. dask would hand out all
-jobs at once and blame a worker's death on all that wait for it: here a job leaves for a free one.
+A notebook's text goes out, its files come back as bytes; no disk is shared. A worker's name says
+what it is: NAME-cpu is the CPU of the machine NAME. It runs one job at a time in its own process,
+which takes its kernel with it. dask would hand out all jobs at once and blame a worker's death on
+all that wait for it: here a job leaves for a worker that is free, and where that is lost, again.
 """
 
 import asyncio
+import getpass
 import logging
-import queue
+import os
+import tempfile
 import time
-import uuid
-from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import dask
-from distributed import Client, Future, KilledWorker
+from distributed import CancelledError, Client, Future, Nanny, wait
 
-from posmat.measure.files import QUICK, SCRATCH, RecordError, claim_machine, scratch_folder
-from posmat.report.freshness import job_key, provenance, require_same, why_stale
-from posmat.report.parameters import UsageError
-from posmat.report.progress import Progress
-from posmat.report.runner import Job, Outcome, keep_results
-from posmat.report.worker import ANY, end_kernels, run_there
+from posmat.machine import host_identity, processor_name
+from posmat.measure.files import SCRATCH, RecordError, claim_machine, scratch_folder
+from posmat.report import UsageError
+from posmat.report.freshness import PACKAGE, hash_of_modules, job_key, why_stale
+from posmat.report.jobs import Job, Outcome, Say, about, alone, keep_results, run_in_folder
 
+ANY = "any"  # the machine of a job that no machine has taken yet
 ANSWERS_S = 5  # a scheduler that is there answers by then
 JOIN_S = 60  # a first worker, who may be starting just now, has joined by then
+FETCH_S = 300  # a worker that is there has handed out a job's files by then
 LOOK_S = 2  # between two looks at who is there
 GONE_S = 15  # a device that nobody has offered for so long does not come back
+
+NO_SCHEDULER = "no scheduler answers at {}: start one with 'dask scheduler', or give its address."
+
+# dask watches itself, which costs 8 % of a core by default: too much for a machine that is timed.
+# And its nanny sets OMP_NUM_THREADS=1 and malloc's trimming, which would change what is measured.
+QUIET = {
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "60s",
+    "distributed.admin.tick.interval": "60s",
+    "distributed.admin.system-monitor.interval": "60s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+
+
+async def offer(address: str, machine: str, devices: list[str]) -> None:
+    """Be a worker for each device of this host, in a process of its own, until one ends.
+
+    dask's nanny starts one again that was killed, and lets none outlive this process.
+    """
+    local = address.rpartition("//")[2].startswith(("127.", "localhost", "[::1]"))
+    own = {"nthreads": 1, "memory_limit": 0, "death_timeout": JOIN_S}
+    own |= {"host": "127.0.0.1"} if local else {}
+    with dask.config.set(QUIET):
+        async with AsyncExitStack() as stack:
+            nannies = [Nanny(address, name=f"{machine}-{device}", **own) for device in devices]
+            try:
+                for nanny in nannies:
+                    await stack.enter_async_context(nanny)
+            except Exception:  # dask's own are of many kinds
+                raise UsageError(NO_SCHEDULER.format(address)) from None
+            ends = [asyncio.create_task(nanny.finished()) for nanny in nannies]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+
+
+def installation() -> dict[str, str]:
+    """What must be the same where jobs are sent from and where they run, and whose host this is."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    code = hash_of_modules(sorted(".".join(one.parts) for one in paths if one.parts[0] != "tests"))
+    same = {"posmat": f"{version('posmat')} (code {code[:8]})", "torch": version("torch")}
+    return same | {"host_identity": host_identity(), "processor": processor_name()}
+
+
+def require_same(found: dict[str, str], machine: str) -> None:
+    """Refuse a machine with other code or another PyTorch than this one, with UsageError."""
+    own = installation()
+    for what in ("posmat", "torch"):
+        # 2.13.0+cpu and 2.13.0+cu130 are builds of one version.
+        if found[what].partition("+")[0] != own[what].partition("+")[0]:
+            raise UsageError(
+                f"{machine} has {what} {found[what]} and this machine has {what} {own[what]}: "
+                "install the same on both, and start the worker again."
+            )
+
+
+def run_there(job: Job, text: bytes) -> tuple[Outcome, dict, dict]:
+    """Run a job in this worker's process; its outcome, its files, and who ran it."""
+    facts = installation()
+    temporary = Path(tempfile.gettempdir()) / f"{SCRATCH}-{getpass.getuser()}"
+    with scratch_folder(temporary) as scratch:
+        source, results = scratch / job.notebook.name, scratch / "results"
+        source.write_bytes(text)
+        job = replace(job, notebook=source, root=scratch)
+        with alone(job):
+            outcome = run_in_folder(job, results, job_key(job))
+        files = results.iterdir() if results.is_dir() else ()
+        return outcome, {path.name: path.read_bytes() for path in files}, facts
 
 
 @contextmanager
 def connected(address: str):
     """Give a client of the scheduler, or raise UsageError where none answers."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL + 1)  # what it logs is said here
-    with dask.config.set({"distributed.comm.timeouts.connect": f"{ANSWERS_S}s"}):
-        try:
-            client = Client(address, timeout=f"{ANSWERS_S}s", set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"no scheduler answers at {address} ({str(error).splitlines()[0]}): start one "
-                "with 'dask scheduler', or give its address."
-            ) from None
-        try:
-            yield client
-        finally:
-            with suppress(Exception):  # the scheduler may have gone
-                client.close(timeout=2)
+    try:
+        client = Client(address, timeout=ANSWERS_S)
+    except (OSError, ValueError):
+        raise UsageError(NO_SCHEDULER.format(address)) from None
+    try:
+        yield client
+    finally:
+        with suppress(Exception):  # the scheduler may have gone
+            client.close(timeout=2)
 
 
-def await_worker(client: Client, progress: Progress) -> None:
-    """Wait for the first worker, where none has joined yet.
+def workers_of(client: Client) -> dict[str, tuple[str, str]]:
+    """The machine and the device of each worker that has joined, by its address."""
+    joined = client.scheduler_info(n_workers=-1)["workers"]
+    names = {address: str(worker["name"]).rpartition("-") for address, worker in joined.items()}
+    return {at: (name[0], name[2]) for at, name in names.items() if name[2] in ("cpu", "cuda")}
+
+
+def await_machines(client: Client, device: str, say: Say) -> dict[tuple[str, str], dict]:
+    """Who runs each device of each machine, by the two names; a first worker is waited for.
 
     Raises:
+        UsageError: nobody offers the device, or a worker's posmat or PyTorch is another than here.
         RecordError: the scheduler ends meanwhile.
     """
-    if client.scheduler_info()["workers"]:
-        return
-    progress.say(f"posmat: no worker has joined yet; one is awaited for up to {JOIN_S} s.")
     try:
-        client.wait_for_workers(1, timeout=JOIN_S)
+        if not workers_of(client):
+            say(f"posmat: no worker has joined yet; one is awaited for up to {JOIN_S} s.")
+            client.wait_for_workers(1, timeout=JOIN_S)
     except TimeoutError:  # what is not there is told as for any other device
-        return
+        pass
     except OSError:
         raise RecordError("the scheduler has gone.") from None
-
-
-def machines_of(client: Client, device: str) -> dict[str, dict]:
-    """The machines that joined, as they describe themselves, with their `devices`.
-
-    Raises:
-        UsageError: nobody offers the device, a machine's posmat or PyTorch is another than here,
-            or two hosts bear one name.
-    """
-
-    def describe():  # goes out by value: an older posmat has no such function
-        try:
-            from posmat.report.freshness import describe_installation as found
-        except ImportError as error:
-            return {"posmat": f"none that works on a cluster ({error})"}
-        return found()
-
-    machines: dict[str, dict] = {}
-    facts = client.run(describe, on_error="return")
-    for address, worker in client.scheduler_info()["workers"].items():
-        for has, machine in (name.split("@") for name in worker["resources"] if "@" in name):
-            found = facts.get(address)
-            if not isinstance(found, dict):
-                raise UsageError(f"the worker of {machine} at {address} does not answer: {found}")
-            require_same(found, machine)
-            known = machines.setdefault(machine, {**found, "devices": set()})
-            if known["host_identity"] != found["host_identity"]:
-                raise UsageError(f"two hosts have joined as {machine}: give each its own name.")
-            known["devices"].add(has)
-    if not any(device == "all" or device in known["devices"] for known in machines.values()):
-        offers = [f"{name} has {', '.join(sorted(m['devices']))}" for name, m in machines.items()]
-        offers = "; ".join(sorted(offers)) or "none has joined"
-        start = "start a worker with 'posmat worker ADDRESS --machine NAME'"
-        raise UsageError(f"no machine offers {device}; {offers}: {start}.")
+    machines, workers = {}, workers_of(client)
+    found = client.run(installation, workers=[*workers], on_error="return")
+    for address, place in workers.items():
+        facts = found.get(address)
+        if not isinstance(facts, dict):  # of an older posmat, for one
+            raise UsageError(f"the worker of {place[0]} at {address} does not answer: {facts}")
+        require_same(facts, place[0])
+        machines[place] = facts
+    if not machines or device not in ("all", *(offered for _, offered in machines)):
+        offers = "; ".join(f"{name} has {offered}" for name, offered in sorted(machines))
+        raise UsageError(
+            f"no machine offers {device}; {offers or 'none has joined'}: start a worker with "
+            "'posmat worker ADDRESS --machine NAME'."
+        )
     return machines
 
 
-def place(jobs: list[Job], machines: dict, root: Path, every: bool, force: bool) -> list:
+def place(jobs: list[Job], machines: dict, every: bool, force: bool) -> list[Job | Outcome]:
     """The jobs that are to run, and an outcome "skipped" for those that are up to date.
 
     Raises:
         RecordError: a machine's folder is another host's.
     """
-    placed: list = []
+    placed: list[Job | Outcome] = []
     for job in jobs:
-        ones: list = []
-        for name, facts in sorted(machines.items()):
-            if job.device in facts["devices"]:
-                one = replace(job, machine=QUICK if job.machine == QUICK else name)
-                claim_machine(root, one.machine, facts)
-                key = job_key(one, root, facts["host_identity"], facts["torch"])
-                page = root / "reports" / one.machine / one.device / f"{one.stem}.html"
-                stale = force or why_stale(one, root, key)
-                ones.append(one if stale else Outcome(one, "skipped", 0.0, page))
+        ones: list[Job | Outcome] = []
+        for machine in sorted(name for name, device in machines if device == job.device):
+            facts, one = machines[machine, job.device], replace(job, machine=machine)
+            claim_machine(job.root, machine, facts)
+            key = job_key(one, facts["host_identity"], facts["torch"])
+            stale = force or why_stale(one, key)
+            ones.append(one if stale else Outcome(one, "skipped", 0.0, one.page))
         done = [one for one in ones if isinstance(one, Outcome)]
-        free = job if job.machine == QUICK else replace(job, machine=ANY)
-        placed += ones if every else done[:1] or [free]
+        placed += ones if every else done[:1] or [replace(job, machine=ANY)]
     return placed
 
 
-class Cluster:
-    """Jobs sent to workers as they become free, and what comes back kept in the project."""
-
-    def __init__(self, client: Client, root: Path, progress: Progress):
-        self.client, self.root, self.progress = client, root, progress
-        self.run = f"posmat-{uuid.uuid4().hex[:12]}"
-        self.arrived: queue.Queue = queue.Queue()  # of events, as dicts, and of ended futures
-        self.sent: dict[int, tuple[Job, Future]] = {}
-        self.shown: dict[int, tuple[str, Progress, ExitStack]] = {}
-        self.seen: dict = defaultdict(time.monotonic)  # when a resource was last offered
-
-    def run_all(self, jobs: list) -> list[Outcome]:
-        """Run the jobs among jobs and outcomes; a stop leaves the rest not started."""
-        ended = {at: one for at, one in enumerate(jobs) if isinstance(one, Outcome)}
-        waiting = {at: one for at, one in enumerate(jobs) if at not in ended}
-        self.client.subscribe_topic(self.run, lambda event: self.arrived.put(event[1]))
-        self.total, looked = len(jobs), 0.0
-        try:
-            while waiting or self.sent:
-                if self.client.status != "running":
-                    raise ConnectionError
-                if time.monotonic() - looked > LOOK_S:
-                    workers = self.client.scheduler_info()["workers"].values()
-                    slots = Counter(name for worker in workers for name in worker["resources"])
-                    looked = time.monotonic()
-                    self.seen |= dict.fromkeys(slots, looked)
-                for number, job in list(waiting.items()):
-                    if self._is_free(job, slots):
-                        self._send(number, waiting.pop(number))
-                with suppress(queue.Empty):
-                    self._take(self.arrived.get(timeout=LOOK_S), ended)
-                running = {number: job for number, (job, _) in self.sent.items()}
-                for number, job in (waiting | running).items():
-                    if any(looked - self.seen[need] > GONE_S for need in _needs(job)):
-                        self._forget(number) if number in running else waiting.pop(number)
-                        ended[number] = self._fail(job, "no machine offers its device any more")
-        except KeyboardInterrupt as error:
-            self.progress.say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
-            with suppress(Exception):
-                self.client.cancel([future for _, future in self.sent.values()])
-                self.client.run(end_kernels, self.run, on_error="ignore")
-        except (OSError, asyncio.CancelledError):
-            text = "the scheduler has gone; what is done is kept, the same command runs the rest"
-            self.progress.say(f"posmat: {text}.", always=True)
-        left = waiting | {number: self._forget(number) for number in list(self.sent)}
-        here = self.root / "reports"
-        ended |= {at: Outcome(job, "not started", 0.0, here) for at, job in left.items()}
-        return [ended[number] for number in range(len(jobs))]
-
-    def _is_free(self, job: Job, slots: Counter) -> bool:
-        taken = Counter(need for other, _ in self.sent.values() for need in _needs(other))
-        return all(slots[need] > taken[need] for need in _needs(job))
-
-    def _send(self, number: int, job: Job) -> None:
-        key, text = f"{self.run}-{number}", job.notebook.read_bytes()
-
-        async def lose_once(dask_scheduler):  # goes out by value: a scheduler needs no posmat
-            while key not in dask_scheduler.tasks:
-                await asyncio.sleep(0.01)
-            # As if it had lost all its workers but one already: the next is the last.
-            dask_scheduler.tasks[key].suspicious = max(0, dask_scheduler.allowed_failures - 1)
-
-        needs = dict.fromkeys(_needs(job), 1)
-        words = (job, text, self.run, number)
-        future = self.client.submit(run_there, *words, key=key, resources=needs, pure=False)
-        self.sent[number] = job, future
-        self.client.run_on_scheduler(lose_once)
-        future.add_done_callback(self.arrived.put)
-
-    def _take(self, found: dict | Future, ended: dict[int, Outcome]) -> None:
-        """An event moves the progress; an ended future is kept and released at once.
-
-        A result that dask still holds would be computed again when its worker dies.
-        """
-        event = isinstance(found, dict)
-        number = found["number"] if event else int(found.key.rpartition("-")[2])
-        if number in self.sent and event:
-            self._show(number, found["machine"], found["cell"])
-        elif number in self.sent:
-            if found.status not in ("finished", "error"):
+def run_all(client: Client, jobs: list[Job | Outcome], say: Say) -> list[Outcome]:
+    """Run the jobs among jobs and outcomes; a stop leaves the rest not started."""
+    ended = {at: one for at, one in enumerate(jobs) if isinstance(one, Outcome)}
+    waiting = {at: one for at, one in enumerate(jobs) if at not in ended}
+    sent: dict[str, tuple[int, Job, Future]] = {}  # by the worker's address
+    lost: set[int] = set()  # the jobs that have lost a worker
+    seen = dict.fromkeys(waiting, time.monotonic())  # when a job's device was last offered
+    try:
+        while waiting or sent:
+            workers = workers_of(client)
+            if client.status != "running" or any(one.cancelled() for *_, one in sent.values()):
                 raise ConnectionError
-            ended[number] = self._keep(self.sent[number][0], found)
-            self._forget(number)
-            if ended[number].stopped:
-                raise KeyboardInterrupt("a signal")
-
-    def _keep(self, job: Job, future: Future) -> Outcome:
-        """Put a job's files into their places, or say why there are none."""
-        try:
-            outcome, files, facts = future.result()
-            require_same(facts, outcome.job.machine)  # it may have joined since
-            outcome = replace(outcome, job=replace(outcome.job, notebook=job.notebook))
-            claim_machine(self.root, outcome.job.machine, facts)
-            with scratch_folder(self.root / SCRATCH) as scratch:
-                for name, content in files.items():
-                    (scratch / name).write_bytes(content)
-                outcome = keep_results(outcome, scratch, self.root)
-        except KilledWorker:
-            return self._fail(job, "two workers were lost while it ran; it is given up")
-        except Exception as error:  # of the worker, too; the other jobs go on
-            return self._fail(job, str(error))
-        if outcome.message:
-            self.progress.say(f"posmat: {outcome.job.machine}: {outcome.message}", always=True)
-        return outcome
-
-    def _fail(self, job: Job, why: str) -> Outcome:
-        self.progress.say(f"posmat: {job.title} ({job.machine}) failed: {why}", always=True)
-        return Outcome(job, "failed", 0.0, self.root / "reports", why)
-
-    def _forget(self, number: int) -> Job:
-        """Release a job's future and end its line of progress."""
-        job, future = self.sent.pop(number)
-        with suppress(Exception):
-            future.release()
-        if number in self.shown:
-            self.shown.pop(number)[2].close()
-        return job
-
-    def _show(self, number: int, machine: str, cell: list) -> None:
-        job = self.sent[number][0]
-        if cell and number in self.shown:
-            self.shown[number][1].cell(*cell)
-        elif cell:
-            self.progress.say(f"{job.title} ({machine}) {cell[2]}")
-        else:
-            if number in self.shown:
-                self.shown[number][2].close()
-                lost = f"{job.title} lost its worker on {self.shown[number][0]}"
-                self.progress.say(f"posmat: {lost}; it runs again on {machine}", always=True)
-            own, line = Progress(self.progress.quiet, self.progress.stream), ExitStack()
-            own.terminal = False  # jobs do not share one refreshed line
-            last = provenance(replace(job, machine=machine), self.root).get("duration_s")
-            label = f"[{number + 1}/{self.total}] {job.title} ({machine})"
-            line.enter_context(own.of(label, last and last * job.runs))
-            self.shown[number] = machine, own, line
+            for address, (at, job, future) in list(sent.items()):
+                if future.done():
+                    ended[at] = _keep(job, future)
+                elif address in workers:
+                    continue
+                elif at in lost:
+                    ended[at] = _fail(job, "two workers were lost while it ran")
+                else:
+                    lost.add(at)
+                    waiting[at] = jobs[at]
+                    text = f"{job.title} lost its worker on {job.machine}; it runs again"
+                    say(f"posmat: {text}.", always=True)
+                # What dask still holds would be computed again when its worker dies.
+                sent.pop(address)[2].release()
+                if at in ended and ended[at].message:
+                    say(f"posmat: {job.machine}: {ended[at].message}", always=True)
+            for address, (machine, device) in workers.items():
+                wanted = {(device, ANY), (device, machine)}
+                fit = [at for at, job in waiting.items() if (job.device, job.machine) in wanted]
+                seen |= dict.fromkeys(fit, time.monotonic())
+                if fit and address not in sent:
+                    job = replace(waiting.pop(fit[0]), machine=machine)
+                    say(f"[{fit[0] + 1}/{len(jobs)}] {job.title} ({machine}){about(job)}")
+                    words = job, job.notebook.read_bytes()
+                    future = client.submit(run_there, *words, workers=address, pure=False)
+                    sent[address] = fit[0], job, future
+            for at in [at for at in waiting if time.monotonic() - seen[at] > GONE_S]:
+                ended[at] = _fail(waiting.pop(at), "no machine offers its device any more")
+                say(f"posmat: {ended[at].message}", always=True)
+            if sent:
+                with suppress(TimeoutError):
+                    wait([one for *_, one in sent.values()], LOOK_S, "FIRST_COMPLETED")
+            elif waiting:
+                time.sleep(LOOK_S)
+    except KeyboardInterrupt as error:
+        say(f"posmat: stopped by {error or 'Ctrl-C'}.", always=True)
+        with suppress(Exception):  # a worker ends and its kernel with it, and another is started
+            client.cancel([one for *_, one in sent.values()])
+            client.run(os._exit, 1, workers=[*sent], on_error="ignore")
+    except (OSError, CancelledError, asyncio.CancelledError):
+        text = "the scheduler has gone; what is done is kept, the same command runs the rest"
+        say(f"posmat: {text}.", always=True)
+    left = {at: Outcome(jobs[at], "not started", 0.0, jobs[at].reports) for at in waiting}
+    left |= {at: Outcome(job, "not started", 0.0, job.reports) for at, job, _ in sent.values()}
+    return [(left | ended)[at] for at in range(len(jobs))]
 
 
-def _needs(job: Job) -> list[str]:
-    """The resources that a job's worker has: its device, and its machine where that is settled."""
-    return [job.device] + [f"{job.device}@{job.machine}"] * (job.machine not in (ANY, QUICK))
+def _keep(job: Job, future: Future) -> Outcome:
+    """Put a job's files into their places, or say why there are none."""
+    try:
+        outcome, files, facts = future.result(timeout=FETCH_S)
+        require_same(facts, job.machine)  # it may have joined since
+        claim_machine(job.root, job.machine, facts)
+        with scratch_folder(job.root / SCRATCH) as scratch:
+            for name, content in files.items():
+                (scratch / name).write_bytes(content)
+            return keep_results(replace(outcome, job=job), scratch)
+    except Exception as error:  # of the worker, too; the other jobs go on
+        return _fail(job, str(error) or type(error).__name__)
+
+
+def _fail(job: Job, why: str) -> Outcome:
+    return Outcome(job, "failed", 0.0, job.root / "reports", f"{job.title} failed: {why}")

@@ -18,9 +18,8 @@ from pathlib import Path
 import nbformat
 
 import posmat
-from posmat.machine import host_identity, processor_name
+from posmat.machine import host_identity
 from posmat.measure.files import ALL_DEVICES, is_read_by, rows_hash
-from posmat.report.parameters import UsageError
 
 PACKAGE = Path(posmat.__file__).parent
 # What computes and times, by room, each with the rooms that it needs. Of `measure` the clocks and
@@ -35,132 +34,94 @@ _VIEWS = ("measure.summary", "measure.seed")
 _NO_CLOCK = (*_VIEWS, "measure.files", "measure.run")
 
 
-def job_key(job, root: Path, host: str = "", torch: str = "") -> dict:
+def job_key(job, host: str = "", torch: str = "") -> dict:
     """The key of a job, by parts: each a hash or a name.
 
     Args:
         job: the job.
-        root: the project's folder.
         host: the identity of the host that runs it; this one by default.
         torch: the version of PyTorch there; the one installed here by default.
     """
-    notebook = nbformat.read(job.notebook, as_version=4)
-    key = _sources_key(notebook) | {
-        "parameters": dict(sorted(job.parameters.items())),
+    given = {name: value for name, value in sorted(job.parameters.items()) if name != "device"}
+    key = sources_key(job.notebook) | {
+        "parameters": given,
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),
     }
-    if _reads_rows(notebook):
-        key["rows"] = hash_of_all_rows(root, job.machine)
+    if set(_VIEWS) <= set(key["rooms"]):
+        key["rows"] = hash_of_all_rows(job.root, job.machine)
     return key
 
 
 def sources_key(notebook: Path) -> dict:
     """The parts of a key that sources make: the notebook's code, and each room that it reaches.
 
-    A room is reached by a public name, with the rooms that it needs itself.
+    A room is reached by a public name, with the rooms that it needs itself. A notebook that reads
+    rows reaches what shows them.
     """
-    return _sources_key(nbformat.read(notebook, as_version=4))
-
-
-def _sources_key(notebook: nbformat.NotebookNode) -> dict:
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    if _reads_rows(notebook):
-        rooms = {name: _hash_of_modules([name]) for name in _VIEWS}
+    read = nbformat.read(notebook, as_version=4)
+    cells = [cell.source for cell in read.cells if cell.cell_type == "code"]
+    if read.metadata.get("posmat", {}).get("reads") == "rows":
+        rooms = {name: hash_of_modules([name]) for name in _VIEWS}
     else:
         names = re.findall(r"\bpm\.(\w+)|\bposmat\.(\w+)", "\n".join(cells))
         found = {posmat.MODULE_OF.get(a or b, a or b).partition(".")[0] for a, b in names}
         reached = [room for room in ROOMS if room in found]
         for room in reached:
             reached += [needed for needed in ROOMS[room] if needed not in reached]
-        rooms = {room: _hash_of_room(room) for room in sorted(reached)}
+        rooms = {}
+        for room in sorted(reached):
+            names = sorted(f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py"))
+            rooms[room] = hash_of_modules(name for name in names if name not in _NO_CLOCK)
     return {"notebook": _hash(map(code_of, cells)), "rooms": rooms}
 
 
-def _hash_of_room(room: str) -> str:
-    names = sorted(f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py"))
-    return _hash_of_modules(name for name in names if name not in _NO_CLOCK)
-
-
-def _hash_of_modules(names: Iterable[str]) -> str:
+def hash_of_modules(names: Iterable[str]) -> str:
+    """One hash of what modules of the package say, by their names without 'posmat.'."""
     paths = [(name, PACKAGE / f"{name.replace('.', '/')}.py") for name in names]
     return _hash([name, code_of(path.read_text(encoding="utf-8"))] for name, path in paths)
-
-
-def _reads_rows(notebook: nbformat.NotebookNode) -> bool:
-    return notebook.metadata.get("posmat", {}).get("reads") == "rows"
 
 
 def why_changed(known: dict, key: dict) -> str:
     """What of a key is another than the one that is known; '' when all is the same."""
     if not known:
         return "no key"
-    changed = []
-    for part, now in key.items():
-        then = known.get(part)
-        if part == "rooms" and isinstance(then, dict):
-            changed += [f"posmat/{room}" for room in now if now[room] != then.get(room)]
-        elif then != now:
-            words = {"notebook": "the notebook's code", "rooms": "the code that computes and times"}
-            changed.append(words.get(part, part))
+    rooms, then = key["rooms"], known.get("rooms")
+    changed = [part for part in key if part != "rooms" and key[part] != known.get(part)]
+    changed = [part.replace("notebook", "the notebook's code") for part in changed]
+    if isinstance(then, dict):
+        changed += [f"posmat/{room}" for room in rooms if rooms[room] != then.get(room)]
+    else:
+        changed.append("the code that computes and times")
     return ", ".join(changed) + " changed" if changed else ""
 
 
-def why_stale(job, root: Path, key: dict) -> str:
+def why_stale(job, key: dict) -> str:
     """Why a job is to be run; '' when it is up to date."""
-    facts = provenance(job, root)
+    facts = provenance(job)
     if not facts:
         return "no rows yet"
     if why := why_changed(facts.get("key") or {}, key):
         return why
     if facts.get("runs", 1) < job.runs:
         return f"{facts.get('runs', 1)} of {job.runs} runs"
-    data, reports = (root / kind / job.machine / job.device for kind in ("data", "reports"))
-    for path in (data / f"{job.stem}.csv", reports / f"{job.stem}.ipynb"):
+    rows = job.data / f"{job.stem}.csv"
+    for path in (rows, job.reports / f"{job.stem}.ipynb"):
         if not path.is_file():
             return f"{path.name} is not there"
-    if rows_hash(data / f"{job.stem}.csv") != facts.get("rows_sha256"):
+    if rows_hash(rows) != facts.get("rows_sha256"):
         return "the rows are not those of the provenance"
     return ""
 
 
-def provenance(job, root: Path) -> dict:
+def provenance(job) -> dict:
     """The provenance that a job left the last time, or nothing."""
     try:
-        path = root / "data" / job.machine / job.device / f"{job.stem}.json"
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads((job.data / f"{job.stem}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
-
-
-def describe_installation() -> dict:
-    """What must be the same where jobs are sent from and where they run, and whose host this is."""
-    paths = sorted(path for path in PACKAGE.rglob("*.py") if "tests" not in path.parts)
-    code = _hash([path.name, code_of(path.read_text(encoding="utf-8"))] for path in paths)
-    return {
-        "posmat": f"{importlib.metadata.version('posmat')} (code {code[:8]})",
-        "torch": importlib.metadata.version("torch"),
-        "host_identity": host_identity(),
-        "processor": processor_name(),
-    }
-
-
-def require_same(found: dict, machine: str) -> None:
-    """Refuse a machine with other code or another PyTorch than this one.
-
-    Raises:
-        UsageError: they differ; both are named.
-    """
-    own = describe_installation()
-    for what in ("posmat", "torch"):
-        # 2.13.0+cpu and 2.13.0+cu130 are builds of one version.
-        if str(found.get(what)).partition("+")[0] != own[what].partition("+")[0]:
-            raise UsageError(
-                f"{machine} has {what} {found.get(what, 'not at all')} and this machine has "
-                f"{what} {own[what]}: install the same on both, and start the worker again."
-            )
 
 
 @cache
@@ -192,18 +153,16 @@ def _without_empty_fields(node):
 
 
 def hash_of_all_rows(root: Path, own: str) -> str:
-    """One hash of every file of rows that a summary on the machine `own` reads."""
-    return _hash([name, rows_hash(path)] for name, path in _all_rows(root, own))
-
-
-def _all_rows(root: Path, own: str):
-    """Every file of rows of the measuring notebooks; quick ones for a quick run only."""
-    for path in sorted((root / "data").glob("*/*/*.csv")):
-        machine, device = path.parts[-3:-1]
-        if device != ALL_DEVICES and is_read_by(own, machine):
-            yield path.relative_to(root).as_posix(), path
+    """One hash of the measuring notebooks' rows that a summary on the machine `own` reads."""
+    files = [
+        path
+        for path in sorted((root / "data").glob("*/*/*.csv"))
+        if path.parts[-2] != ALL_DEVICES and is_read_by(own, path.parts[-3])
+    ]
+    lines = [(path.relative_to(root).as_posix(), rows_hash(path)) for path in files]
     if (root / "data" / "seed.csv").exists():
-        yield "seed", root / "data" / "seed.csv"
+        lines.append(("seed", rows_hash(root / "data" / "seed.csv")))
+    return _hash(lines)
 
 
 def _hash(parts) -> str:

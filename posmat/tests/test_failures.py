@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
-from jupyter_client import AsyncKernelClient
 
 from posmat.report import kernel as kernels
-from posmat.report.kernel import NotebookFailure, describe_exit, run_notebook
+from posmat.report.kernel import NotebookFailure, run_notebook
 from posmat.tests.tiny import KEEP, make_notebook, report, start
 
 # What a notebook's second code cell does, and what is said of it.
@@ -89,8 +89,6 @@ def test_a_signal_ends_the_kernel_keeps_what_is_done_and_starts_no_more(tmp_path
     driver = start(tmp_path)
     wait_for(flag.exists)
     (kernel,) = psutil.Process(driver.pid).children()
-    idle = least_used(psutil.Process(driver.pid))
-    assert idle <= 0.02, "1 % of a core in a second is one tick of the system's clock"
     driver.send_signal(number)
     out, err = driver.communicate(timeout=30)
     assert driver.returncode == 1 and "Traceback" not in err
@@ -102,11 +100,7 @@ def test_a_signal_ends_the_kernel_keeps_what_is_done_and_starts_no_more(tmp_path
     assert (reports / "01_is_good.html").exists()
     truth = states_of(reports / "02_is_slow.failed.ipynb")
     assert [status for _, status, _ in truth] == ["completed", "failed", "pending"]
-    # What is done is not drawn yet: that is said, noted, and made good by the next run.
-    assert "kept; the next run or 'posmat draw' draws it" in err
-    assert [path.name for path in (tmp_path / ".posmat").iterdir()] == ["undrawn-local"]
-    code, out, err = report(tmp_path, "01")
-    assert (code, err) == (0, "") and "0 done, 0 failed, 1 skipped" in out
+    assert "posmat: local is not drawn (stopped); its rows are kept: 'posmat draw'" in err
     assert not list((tmp_path / ".posmat").iterdir())
 
 
@@ -142,38 +136,29 @@ def test_a_signal_while_it_draws_is_told_as_that(tmp_path, number):
     driver.send_signal(number)
     out, err = driver.communicate(timeout=30)
     assert driver.returncode == 1 and "Traceback" not in err
-    assert "posmat: local is not drawn: " in err and "1 done, 0 failed, 0 skipped. Look" in out
-    assert (tmp_path / ".posmat" / "undrawn-local").exists()
+    assert "posmat: local is not drawn (" in err and "its rows are kept: 'posmat draw'" in err
+    assert "1 done, 0 failed, 0 skipped. Look" in out
 
 
-def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path):
-    place = tmp_path / "reports" / "local" / "all"
+@contextmanager
+def mounted(place: Path, option: str):
+    """A small disk of its own at a place; skip where none can be mounted."""
     place.mkdir(parents=True)
-    make_notebook(tmp_path, "01_is_good", "raise RuntimeError('it ran')")
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a read-only tmpfs cannot be mounted here")
+    command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
     try:
-        code, _, err = report(tmp_path, "--quiet")
-        assert code == 1 and err.count("\n") == 1
-        assert f"before its first cell: the folder {place} cannot be written to" in err
+        yield place
     finally:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def least_used(process, windows=8):
-    """The least processor time in seconds that a process used in one of some seconds.
-
-    One that polls uses its share in all of them; what happens now and then is not in every one.
-    """
-    used = []
-    while len(used) < windows and min(used, default=1) > 0.01:
-        before = sum(process.cpu_times()[:2])
-        time.sleep(1)
-        used.append(sum(process.cpu_times()[:2]) - before)
-    return min(used)
+def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path):
+    make_notebook(tmp_path, "01_is_good", "raise RuntimeError('it ran')")
+    with mounted(tmp_path / "reports" / "local" / "all", "ro") as place:
+        code, _, err = report(tmp_path, "--quiet")
+    assert code == 1 and err.count("\n") == 1
+    assert f"before its first cell: {place} cannot be written to" in err
 
 
 def wait_for(happened, seconds=30):
@@ -204,23 +189,12 @@ def test_folders_that_vanish_while_a_notebook_runs(tmp_path):
     assert code == 1 and "Traceback" not in err
     assert "01_staging failed in cell 3 (import hashlib" in first and "FileNotFoundError" in first
     assert "02_blocked ran to its end, but the folder " in second
-    aside = Path(second.rpartition(" is in ")[2].rstrip("."))
-    assert {"02_blocked.csv", "02_blocked.html"} <= {path.name for path in aside.iterdir()}
     assert "03_again failed before its first cell: the folder " in third
     assert out.splitlines()[-1].startswith("0 done, 3 failed, 0 skipped")
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
-        check=False,
-        capture_output=True,
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    try:
+    with mounted(tmp_path / "disk", "size=1m") as disk:
         notebook = make_notebook(disk, "01_grows", KEEP)
         assert report(disk, TMPDIR=str(tmp_path))[0] == 0
         before = {path: path.read_bytes() for path in disk.rglob("01_grows.*")}
@@ -235,8 +209,6 @@ def test_a_full_disk_loses_nothing(tmp_path):
         assert "No space left on device" in err and "Traceback" not in err
         del before[notebook]
         assert {path: path.read_bytes() for path in before} == before
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_missing_ipykernel_is_named(tmp_path):
@@ -250,28 +222,14 @@ def test_a_missing_ipykernel_is_named(tmp_path):
     assert (code, err) == (1, f"posmat: 01_is_good failed before its first cell: {cause}\n")
 
 
-def test_a_kernel_is_waited_for_longer_than_papermill_would(tmp_path, monkeypatch):
-    """Its start is delayed, and the limit shortened or recorded: nobody waits for minutes."""
+def test_a_kernel_that_does_not_start_in_time_is_a_failure(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(2)")
     paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", paths)
     notebook = make_notebook(tmp_path, "01_starts_late", "1 + 1")
-    limits, wait = [], AsyncKernelClient.wait_for_ready
-
-    async def wait_and_note(client, timeout=None):
-        limits.append(timeout)
-        return await wait(client, timeout)
-
-    monkeypatch.setattr(AsyncKernelClient, "wait_for_ready", wait_and_note)
     executed = run_notebook(notebook, {}, {}, tmp_path)
-    assert executed.cells[-1].outputs[0].data["text/plain"] == "2" and limits == [300]
+    assert executed.cells[-1].outputs[0].data["text/plain"] == "2"
+    assert kernels.START_TIMEOUT == 300, "papermill waits for 60 s, a slow disk may take longer"
     monkeypatch.setattr(kernels, "START_TIMEOUT", 1)
     with pytest.raises(NotebookFailure, match=r"^before its first cell: .* 1 seconds"):
         run_notebook(notebook, {}, {}, tmp_path)
-    assert limits == [300, 1]
-
-
-def test_an_exit_code_is_said_in_words():
-    assert describe_exit(-9) == "-9: killed, out of memory?"
-    assert describe_exit(-6) == "-6: SIGABRT"
-    assert (describe_exit(3), describe_exit(-99)) == ("exit code 3", "-99")

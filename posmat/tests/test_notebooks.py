@@ -1,14 +1,15 @@
 """Every notebook in a kernel of its own, once, by the driver at small sizes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from posmat.measure.files import QUICK, read_rows, rows_hash
-from posmat.report import runner
-from posmat.report.runner import find_notebooks, plan, run_job
+from posmat.report import jobs
+from posmat.report.jobs import find_notebooks, plan, run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = plan(find_notebooks(ROOT / "notebooks", []), ["cpu"], QUICK)
@@ -22,11 +23,12 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
 def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
-    monkeypatch.setattr(runner, "busy_warning", lambda: "")  # which looks for half a second
+    monkeypatch.setattr(jobs, "busy_warning", lambda: "")  # which looks for half a second
     monkeypatch.setenv("POSMAT_LOCKS", str(root))  # a measurement on this host holds up no test
-    outcome = run_job(job, root)
+    job = replace(job, root=root)
+    outcome = run_job(job)
     assert (outcome.state, outcome.message) == ("done", "")
-    data, reports = (root / kind / QUICK / job.device for kind in ("data", "reports"))
+    data, reports = job.data, job.reports
     rows, facts = data / f"{job.stem}.csv", json.loads((data / f"{job.stem}.json").read_text())
     assert facts["rows_sha256"] == rows_hash(rows) and len(read_rows(rows)) == facts["rows"] > 0
     executed = nbformat.read(reports / f"{job.stem}.ipynb", as_version=4)
@@ -40,5 +42,5 @@ def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
     assert "<script" not in page and 'src="http' not in page and "<link" not in page
     assert 'src="data:image/png' in page and 'alt="No description' not in page
     assert (reports / f"{job.stem}.table.csv").exists()
-    assert run_job(job, root, force=False).state == "skipped"
+    assert run_job(job, force=False).state == "skipped"
     assert len(list((root / "reports" / "figures").glob("*.svg"))) >= 1

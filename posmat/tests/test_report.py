@@ -3,26 +3,19 @@
 import io
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from posmat.measure.files import read_rows, rows_hash
-from posmat.report import cli, progress
-from posmat.report.parameters import UsageError, convert, read_parameters
-from posmat.report.runner import (
-    devices_asked,
-    find_notebooks,
-    plan,
-    without_absent_cuda,
-)
+from posmat.measure.files import RecordError, rows_hash
+from posmat.measure.run import read_parameters
+from posmat.report import UsageError, cli
+from posmat.report.cli import Progress
+from posmat.report.jobs import devices_here, find_notebooks, plan
 from posmat.tests.sample import make_project
-from posmat.tests.tiny import KEEP, LIGHT, make_notebook, report
+from posmat.tests.tiny import KEEP, LIGHT, make_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -43,13 +36,13 @@ def test_notebooks_are_found_by_number_and_name():
 
 def test_parameters_are_converted_and_name_the_variant():
     notebook = find_notebooks(NOTEBOOKS, ["5"])
-    (job,) = plan(notebook, ["cpu"], "m", [("batch_size", "64"), ("output_dir", ""), ("seed", "0")])
+    (job,) = plan(notebook, ["cpu"], "m", ["batch_size=64", "seed=0"])
     assert job.parameters["batch_size"] == 64
     assert job.stem == "05_positive_matrix_product-batch_size=64"
     with pytest.raises(UsageError, match="did you mean batch_size"):
-        plan(notebook, ["cpu"], "m", [("batchsize", "64")])
+        plan(notebook, ["cpu"], "m", ["batchsize=64"])
     with pytest.raises(UsageError, match="'abc' is none"):
-        plan(notebook, ["cpu"], "m", [("batch_size", "abc")])
+        plan(notebook, ["cpu"], "m", ["batch_size=abc"])
 
 
 def test_a_comma_makes_a_grid_and_every_job_has_its_own_name(tmp_path):
@@ -57,34 +50,23 @@ def test_a_comma_makes_a_grid_and_every_job_has_its_own_name(tmp_path):
     notebook = make_notebook(
         tmp_path, "90_grid", parameters="\n".join([*lines, "to: str = ''  # x"])
     )
-    jobs = plan([notebook], ["cpu", "cuda"], "m", [("n", "1,2,3"), ("to", r"x,y\,z")])
+    jobs = plan([notebook], ["cpu", "cuda"], "m", ["n=1,2,3", "to=x,y"])
     assert len({(job.stem, job.device) for job in jobs}) == len(jobs) == 12
-    assert {job.parameters["to"] for job in jobs} == {"x", "y,z"}
+    assert {job.parameters["to"] for job in jobs} == {"x", "y"}
     assert "90_grid-n=3-to=x" in {job.stem for job in jobs}
     # A text whose default holds a comma is one value; giving it again makes the grid.
-    jobs = plan([notebook], ["cpu"], "m", [("of", "1,2"), ("of", "3,4")])
+    jobs = plan([notebook], ["cpu"], "m", ["of=1,2", "of=3,4"])
     assert [job.parameters["of"] for job in jobs] == ["1,2", "3,4"]
 
 
-def test_a_job_takes_plain_values_only(tmp_path):
-    notebook = make_notebook(tmp_path, "90_plain")
-    with pytest.raises(UsageError, match=r"value: int .* is none"):
-        convert("value", np.int64(3), read_parameters(notebook), "90_plain")
-    declared = make_notebook(tmp_path, "91_odd", parameters="sizes: list = [1, 2]  # of")
-    with pytest.raises(UsageError, match="91_odd has the parameter 'sizes: list"):
-        read_parameters(declared)
+def test_a_notebook_whose_parameters_cannot_be_read_is_named(tmp_path):
+    notebook = make_notebook(tmp_path, "91_odd", parameters="sizes: list = [1, 2]  # of")
+    with pytest.raises(RecordError, match="91_odd has the parameter 'sizes: list"):
+        plan([notebook], ["cpu"], "m")
     for text in ("{", '{"cells": 3}', '{"nbformat": 4, "cells": [1]}'):
-        declared.write_text(text)
-        with pytest.raises(UsageError, match="cannot be read as a notebook"):
-            read_parameters(declared)
-
-
-def test_parameters_are_listed(capsys):
-    assert cli.main(["report", "05", "--parameters"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "05_positive_matrix_product" and lines[1].split()[0] == "name"
-    (line,) = [line for line in lines if line.split()[0] == "batch_size"]
-    assert line.split()[:3] == ["batch_size", "int", "256"] and line.endswith("M, rows of X")
+        notebook.write_text(text)
+        with pytest.raises(RecordError, match="cannot be read as a notebook"):
+            plan([notebook], ["cpu"], "m")
 
 
 def test_a_comment_may_hold_what_else_is_in_a_line(tmp_path, capsys, monkeypatch):
@@ -109,130 +91,71 @@ def test_a_comment_may_hold_what_else_is_in_a_line(tmp_path, capsys, monkeypatch
     assert "rounds   int    30           N = 30 is the default\n" in capsys.readouterr().out
 
 
-def test_a_parameter_with_a_second_equals_sign_is_really_given(tmp_path):
-    parameters = "size: int = 30  # N = 30 is the default\nvalue: int = 1  # of every row"
-    make_notebook(tmp_path, "90_equals", KEEP, parameters=parameters)
-    code, _, err = report(tmp_path, "-p", "size=3")
-    assert code == 0, err
-    rows = tmp_path / "data" / "local" / "all" / "90_equals-size=3.csv"
-    assert rows.read_text().splitlines() == ["round,seconds", "0,1", "1,1", "2,1"]
-
-
-class Stream(io.StringIO):
-    """A stream that is a terminal, or none."""
-
-    terminal = False
-
+class Terminal(io.StringIO):
     def isatty(self) -> bool:
-        return self.terminal
+        return True
 
 
-def test_progress_is_one_line_on_a_terminal_and_plain_lines_elsewhere(monkeypatch):
-    monkeypatch.setattr(progress, "LONG_S", 0)
-    monkeypatch.setattr(progress, "LOOK_S", 0.2)
-    texts = {}
-    for terminal in (True, False):
-        stream = Stream()
-        stream.terminal = terminal
-        shown = progress.Progress(stream=stream)
-        with shown.of("[1/2] 05 on cpu", 125):
-            shown.cell(2, 5, "x = 1")
-            began = time.monotonic()
-            while "cell 2" not in stream.getvalue() and time.monotonic() < began + 30:
-                time.sleep(0.01)
-        texts[terminal] = stream.getvalue()
-    now = r"\[1/2\] 05 on cpu: cell 2 of 5 \(x = 1\), \d+ s of about 2 min 5 s"
-    assert re.fullmatch(rf"\r\x1b\[K{now}\r\x1b\[K", texts[True])
-    began = r"\[1/2\] 05 on cpu, about 2 min 5 s as last time"
-    assert re.fullmatch(rf"{began}\n{now}\n", texts[False])
-    quiet = progress.Progress(quiet=True, stream=Stream())
-    with quiet.of("[1/2]", None):
-        quiet.say("told")
-    quiet.say("failed", always=True)
-    assert quiet.stream.getvalue() == "failed\n"
-    assert [progress.seconds(n) for n in (8.4, 125, 11_040)] == ["8 s", "2 min 5 s", "3 h 4 min"]
+@pytest.mark.parametrize(
+    ("kind", "quiet"), [(Terminal, False), (Terminal, True), (io.StringIO, False)]
+)
+def test_progress_is_lines_and_on_a_terminal_the_cell_that_runs(monkeypatch, kind, quiet):
+    monkeypatch.setattr(sys, "stderr", kind())
+    with Progress(quiet) as progress:
+        progress.say("[1/2] 05 on cpu")
+        progress.tell(2, 5, "x = 1")
+        progress.say("posmat: it failed", always=True)
+        told = sys.stderr.getvalue()
+    assert ("[1/2] 05 on cpu\n" in told) != quiet and told.count("posmat: it failed\n") == 1
+    assert ("cell 2 of 5 (x = 1)" in told) == (kind is Terminal and not quiet)
 
 
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory) -> Path:
-    """The rows of notebook 01, which papermill alone ran, in another folder.
-
-    Its device lacks an operation: integer matrix times vector is refused, as CUDA refuses it, at
-    the sizes that are timed.
-    """
-    folder = tmp_path_factory.mktemp("elsewhere")
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "sys.modules['rfc3987_syntax'] = None\n"  # tiny.LIGHT says why
-        "if 'ipykernel_launcher' in ' '.join(sys.orig_argv):\n"
-        "    import torch\n"
-        "    real = torch.Tensor.__matmul__\n"
-        "    def refuse(self, other):\n"
-        "        if other.ndim == 1 and not self.is_floating_point() and self.numel() > 99:\n"
-        "            raise RuntimeError('\"addmv_impl_cuda\" not implemented for \\'Int\\'')\n"
-        "        return real(self, other)\n"
-        "    torch.Tensor.__matmul__ = refuse\n"
-    )
+def test_plain_papermill_runs_a_notebook_from_any_folder(tmp_path):
     given = {"dtype": "int8", "out_features": 16, "in_features": 8, "rounds": 1}
     given["output_dir"] = "results"
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
     command = ["-m", "papermill", str(find_notebooks(NOTEBOOKS, ["1"])[0]), "out.ipynb"]
     done = subprocess.run(
         [sys.executable, *command, "--no-progress-bar", *words],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,
-        cwd=folder,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    (rows,) = [p for p in (folder / "results").glob("01_*.csv") if p.name.count(".") == 1]
-    return rows
-
-
-def test_plain_papermill_runs_a_notebook_from_any_folder(by_hand):
-    facts = json.loads(by_hand.with_suffix(".json").read_text())
+    (rows,) = [p for p in (tmp_path / "results").glob("01_*.csv") if p.name.count(".") == 1]
+    facts = json.loads(rows.with_suffix(".json").read_text())
     assert facts["parameters"]["in_features"] == 8 and "key" not in facts
-    assert rows_hash(by_hand) == facts["rows_sha256"]
-    assert not [path for path in by_hand.parent.iterdir() if path.name.startswith(".")]
-
-
-def test_a_device_without_an_operation_keeps_its_rows(by_hand):
-    rows = read_rows(by_hand)
-    refused = rows[rows["state"] == "not supported"]
-    assert set(refused["method"]) == {"W @ x", "W @ x (again)", "W @ x, widened to int32"}
-    assert refused["seconds"].isna().all() and refused["why"].str.contains("addmv_impl").all()
-    summed = rows[rows["method"] == "W * x, widened and summed"]
-    assert (summed["state"] == "timed").all() and summed["exact"].all()
+    assert rows_hash(rows) == facts["rows_sha256"]
+    assert not [path for path in rows.parent.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "message"),
     [
-        (["report", "99"], 2, "no notebook '99': there are 01_matvec"),
-        (["report", "05", "-p", "batchsize=1"], 2, "did you mean batch_size"),
-        (["report", "05", "-p", "batch_size"], 2, "NAME=VALUE"),
-        (["report", "05", "--machine", "A/b"], 2, "is no name"),
-        (["report", "05", "--machine", "quick"], 2, "keeps for itself"),
-        (["report", "05", "--machine", "figures"], 2, "keeps for itself"),
-        (["report", "05", "--machine", "lab-local"], 2, "keeps for itself"),
-        (["report", "05", "--quick", "--machine", "m"], 2, "not both"),
-        (["report", "05", "--runs", "0"], 2, "'--runs': 0 is not in the range x>=1; see posmat "),
-        (["report", "05", "--cell-timeout", "0"], 2, "'--cell-timeout': 0 is not in the range"),
-        (["report", "--runs", "x"], 2, "'x' is not a valid integer"),
-        (["report", "--device", "gpu"], 2, "not one of 'cpu', 'cuda', 'all'; see posmat report --"),
-        (["report", "--quik"], 2, "--quick"),
-        (["worker"], 2, "Missing argument 'ADDRESS'; see posmat worker --help."),
-        (["cite", "a", "b"], 2, "unexpected extra argument"),
-        (["nothing"], 2, "No such command 'nothing'; see posmat --help."),
-        ([], 2, "Missing command; see posmat --help."),
-        (["report", "05", "-p", "batch_size=64,x"], 2, "'x' is none"),
-        (["report", "05", "-p", "device=cuda"], 2, "chosen with --device"),
-        (["report", "05", "-p", "output_dir=x"], 2, "run papermill itself"),
+        (["report", "99"], "no notebook '99': there are 01_matvec"),
+        (["report", "05", "-p", "batchsize=1"], "did you mean batch_size"),
+        (["report", "05", "-p", "batch_size"], "NAME=VALUE"),
+        (["report", "05", "--machine", "A/b"], "is no name"),
+        (["report", "05", "--machine", "quick"], "keeps for itself"),
+        (["report", "05", "--machine", "lab-local"], "keeps for itself"),
+        (["report", "05", "--quick", "--machine", "m"], "exclude each other"),
+        (["report", "05", "--runs", "0"], "'--runs': 0 is not in the range x>=1; see posmat "),
+        (["report", "--device", "gpu"], "not one of 'cpu', 'cuda', 'all'; see posmat report --"),
+        (["report", "--quik"], "--quick"),
+        (["report", "--every-machine"], "--every-machine needs --scheduler"),
+        (["worker"], "Missing argument 'ADDRESS'; see posmat worker --help."),
+        (["cite", "a", "b"], "unexpected extra argument"),
+        (["nothing"], "No such command 'nothing'; see posmat --help."),
+        ([], "Missing command; see posmat --help."),
+        (["report", "05", "-p", "batch_size=64,x"], "'x' is none"),
+        (["report", "05", "-p", "device=cuda"], "chosen with --device"),
+        (["report", "05", "-p", "output_dir=x"], "run papermill itself"),
     ],
 )
-def test_a_wrong_use_is_one_sentence(words, code, message, capsys):
-    assert cli.main(words) == code
+def test_a_wrong_use_is_one_sentence(words, message, capsys):
+    assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("posmat: ")
 
@@ -257,11 +180,7 @@ def test_a_device_that_pytorch_cannot_use_is_left_out_aloud(tmp_path, monkeypatc
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    notebook = make_notebook(tmp_path, "90_plain", parameters="device: str = 'cpu'  # where")
-    jobs = plan([notebook], devices_asked("all"), "m")
-    assert [job.device for job in jobs] == ["cpu", "cuda"]
-    left = without_absent_cuda(jobs, tmp_path, "all", True, progress.Progress(quiet=True))
-    assert [job.device for job in left] == ["cpu"]
+    assert devices_here("all", Progress(quiet=True).say) == ["cpu"]
     assert "nothing is run on CUDA: device='cuda' was asked for" in capsys.readouterr().err
 
 

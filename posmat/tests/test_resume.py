@@ -15,7 +15,7 @@ from posmat.measure.files import LOCAL
 from posmat.report import cli, freshness
 from posmat.report.checking import check_project
 from posmat.report.freshness import code_of, job_key, sources_key, why_stale
-from posmat.report.runner import find_notebooks, plan
+from posmat.report.jobs import find_notebooks, plan
 from posmat.tests.tiny import KEEP, make_notebook, report, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def stale(notebook, runs=1, **given) -> str:
     """Why the job of a notebook is to be run."""
-    (job,) = plan([notebook], ["cpu"], LOCAL, [*given.items()], runs)
-    root = notebook.parents[1]
-    return why_stale(job, root, job_key(job, root))
+    (job,) = plan(
+        [notebook], ["cpu"], LOCAL, [f"{name}={text}" for name, text in given.items()], runs
+    )
+    return why_stale(job, job_key(job))
 
 
 def test_only_what_is_not_up_to_date_is_run(tmp_path):
@@ -138,7 +139,7 @@ def test_a_notebook_that_reads_rows_depends_on_all_rows(tmp_path):
     make_notebook(tmp_path, "01_first", "value = size = 2", KEEP, parameters=device)
     code, out, err = report(tmp_path, *words)
     assert code == 0 and "\n2 done" in out
-    assert "01_first on cpu (local), the notebook's code changed, about 7 s as last time" in err
+    assert "01_first on cpu (local), the notebook's code changed, about 0:00:07 as last time" in err
     assert "10_reads (local), rows changed" in err
 
 

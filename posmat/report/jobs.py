@@ -1,0 +1,392 @@
+"""Jobs: which notebooks to run with what, and the way of one from its kernels to its folders.
+
+`run_in_folder` runs a job's kernels and leaves its files in a folder, or a truthful failed
+notebook; `keep_results` moves them into their places together, so that the last good report is
+untouched by a failure. `run_job` does both here, one timing job at a time per device; a worker of a
+cluster does the first.
+"""
+
+import difflib
+import getpass
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import nbformat
+import psutil
+from filelock import FileLock, Timeout
+
+from posmat.measure.files import (
+    ALL_DEVICES,
+    NOT_IN_VARIANT,
+    QUICK,
+    SCRATCH,
+    RecordError,
+    claim_machine,
+    folder_of,
+    make_folder,
+    promote,
+    scratch_folder,
+    variant,
+)
+from posmat.measure.run import PARAMETER_TYPES, Parameter, read_parameters
+from posmat.report import UsageError
+from posmat.report.freshness import job_key, provenance, why_stale
+from posmat.report.kernel import NotebookFailure, Tell, run_notebook
+
+BUSY_CORES = 0.5  # others' work beyond which a measurement is warned of
+
+Say = Callable[..., None]  # (line, always=False): the user is told it, where quiet if always
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook on one device with its parameters, to be run `runs` times and pooled."""
+
+    notebook: Path
+    root: Path  # the project that its results belong to
+    machine: str
+    device: str
+    stem: str  # of the names of its files
+    parameters: dict  # those that differ from the notebook's defaults
+    runs: int = 1
+    cell_timeout: int | None = None  # seconds that a cell may take
+
+    @property
+    def title(self) -> str:
+        return self.stem + (f" on {self.device}" if self.device != ALL_DEVICES else "")
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data" / self.machine / self.device
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports" / self.machine / self.device
+
+    @property
+    def page(self) -> Path:
+        return self.reports / f"{self.stem}.html"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: its state, after how long, and the file to look at.
+
+    The state is "done", "failed", "skipped" (it was up to date) or "not started".
+    """
+
+    job: Job
+    state: str
+    seconds: float
+    path: Path
+    message: str = ""
+    stopped: bool = False  # the user or the system ended it: nothing more is to be started
+    warnings: tuple[str, ...] = ()
+
+
+def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
+    """The notebooks that were asked for, by number (05, 5), name or path; all of them for none.
+
+    Raises:
+        UsageError: there is no such notebook; near names are suggested. Or a path leads to another
+            file than the project's notebook of that name.
+    """
+    there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    found = []
+    for word in asked:
+        name = Path(word).name
+        folders = [(start / word).resolve().parent for start in (Path(), folder.parent)]
+        if name != word and folder.resolve() not in folders:
+            raise UsageError(
+                f"{word!r} is none of the project's notebooks, which are in {folder}: give a "
+                "number or a name; for a notebook of yours run papermill itself."
+            )
+        name = name.removesuffix(".ipynb")
+        matches = [
+            stem
+            for stem in there
+            if name in (stem, stem.partition("_")[2]) or stem[:2] == name.zfill(2)
+        ]
+        if not matches:
+            near = difflib.get_close_matches(name, there, n=2, cutoff=0.3)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}."
+            )
+            raise UsageError(f"there is no notebook {word!r}: {hint}")
+        found += [there[stem] for stem in matches if there[stem] not in found]
+    return found or list(there.values())
+
+
+def plan(
+    notebooks: list[Path],
+    devices: list[str],
+    machine: str,
+    given: Iterable[str] = (),
+    runs: int = 1,
+    cell_timeout: int | None = None,
+) -> list[Job]:
+    """The jobs for notebooks and devices, their parameters converted by the declared types.
+
+    A notebook's own metadata says which jobs it has by default, and its sizes for a quick run. A
+    parameter that is given with several values, `name=a,b` or more than once, makes a job for each.
+
+    Raises:
+        UsageError: a parameter is not declared, its value not of the declared type, or it is one
+            that the driver sets.
+        RecordError: a notebook cannot be read, or a parameter is no typed literal.
+    """
+    jobs = []
+    for notebook in notebooks:
+        declared = read_parameters(notebook)
+        defaults = {name: parameter.default for name, parameter in declared.items()}
+        own = nbformat.read(notebook, as_version=4).metadata.get("posmat", {})
+        quick = own.get("quick", {}) if machine == QUICK else {}
+        grid: dict[str, list[str]] = {}
+        for word in given:
+            name, sign, text = word.partition("=")
+            if not sign:
+                raise UsageError(f"-p {word!r}: write it as NAME=VALUE.")
+            if name in NOT_IN_VARIANT:
+                raise UsageError(
+                    f"-p {word}: the device is chosen with --device, and the driver has its own "
+                    "folders; for one of yours run papermill itself."
+                )
+            # A text whose default holds a comma has its commas to itself.
+            whole = "," in str(defaults.get(name))
+            grid.setdefault(name, []).extend([text] if whole else text.split(","))
+        chosen_ones = [
+            dict(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())
+        ]
+        for special, chosen in itertools.product(own.get("jobs", [{}]), chosen_ones):
+            parameters = {
+                name: _convert(name, str(value), declared, notebook.stem)
+                for name, value in (quick | special | chosen).items()
+            }
+            # A quick run has small sizes by its nature; only what else differs names it.
+            named = {n: v for n, v in parameters.items() if n not in quick or n in chosen}
+            stem = notebook.stem + variant(named, defaults)
+            for device in devices if "device" in declared else [ALL_DEVICES]:
+                asked = parameters | ({"device": device} if "device" in declared else {})
+                changed = {name: value for name, value in asked.items() if value != defaults[name]}
+                place = notebook.parents[1], machine, device, stem
+                job = Job(notebook, *place, changed, runs, cell_timeout)
+                if job not in jobs:
+                    jobs.append(job)
+    return jobs
+
+
+def _convert(name: str, text: str, declared: dict[str, Parameter], notebook: str) -> object:
+    """What `-p name=text` means for a notebook, or UsageError."""
+    if name not in declared:
+        near = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(declared) or 'none'}."
+        raise UsageError(f"{notebook} has no parameter {name!r}: {hint}")
+    kind = declared[name].type
+    try:
+        return _BOOLS[text.lower()] if kind == "bool" else PARAMETER_TYPES[kind](text)
+    except (KeyError, ValueError):
+        raise UsageError(
+            f"{notebook} wants {name}: {kind} (default {declared[name].default!r}), "
+            f"and {text!r} is none."
+        ) from None
+
+
+def devices_here(asked: str, say: Say) -> list[str]:
+    """The devices to run on: 'all' is the CPU, and CUDA where PyTorch can use a device.
+
+    PyTorch is asked in a process of its own, and only where there seems to be a device; where it
+    cannot use that, it is said.
+
+    Raises:
+        UsageError: CUDA was asked for by name, and PyTorch cannot use it; it says what it sees.
+    """
+    seems_there = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
+    if asked == "cpu" or (asked == "all" and not seems_there):
+        return ["cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", "import posmat; posmat.require_device('cuda')"],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if not done.returncode:
+        return ["cpu", "cuda"] if asked == "all" else ["cuda"]
+    why = done.stderr.strip().splitlines()[-1].removeprefix("ValueError: ")
+    if asked == "cuda":
+        raise UsageError(why)
+    say(f"posmat: nothing is run on CUDA: {why}", always=True)
+    return ["cpu"]
+
+
+def run_job(
+    job: Job,
+    force: bool = True,
+    label: str = "",
+    say: Say = lambda *_, **__: None,
+    tell: Tell = lambda *_: None,
+) -> Outcome:
+    """Run a job here and keep what it left; without `force`, only when it is not up to date.
+
+    Args:
+        job: the job.
+        force: run what is up to date, too.
+        label: what the job is called in the line as it begins.
+        say: is called with that line, and when the job waits for another run.
+        tell: is called when a cell begins.
+    """
+    began = time.monotonic()
+    try:
+        with alone(job, say):  # a run that was waited for may have done it
+            key = job_key(job)
+            why = why_stale(job, key)
+            if not (force or why):
+                return Outcome(job, "skipped", 0.0, job.page)
+            claim_machine(job.root, job.machine)
+            # That there is no place for results is better known before than after.
+            for folder in (job.reports, job.data):
+                if not os.access(make_folder(folder), os.W_OK):
+                    raise RecordError(f"{folder} cannot be written to: make it writable.")
+            last = about(job)
+            say(f"{label}, {why}{last}" if last and why else label + last)  # why it runs again
+            with scratch_folder(job.root / SCRATCH) as scratch:
+                outcome = run_in_folder(job, scratch / "results", key, tell)
+                outcome = keep_results(outcome, scratch / "results")
+    except (RecordError, OSError) as error:
+        path = job.reports if job.reports.is_dir() else job.root
+        message = f"{job.title} failed before its first cell: {error}"
+        outcome = Outcome(job, "failed", 0.0, path, message)
+    return replace(outcome, seconds=time.monotonic() - began)
+
+
+def about(job: Job) -> str:
+    """How long a job took the last time, as the end of a line; '' where that is not known."""
+    last = provenance(job).get("duration_s")
+    return f", about {timedelta(seconds=round(last * job.runs))} as last time" if last else ""
+
+
+@contextmanager
+def alone(job: Job, say: Say = lambda *_, **__: None):
+    """Hold the lock of a job's device on this host; a notebook that times nothing needs none.
+
+    The system releases the lock when its process ends, however it ends. It stands where all
+    checkouts and users of a host find it, whatever TMPDIR is; POSMAT_LOCKS names another folder.
+    """
+    if job.device == ALL_DEVICES:
+        yield
+        return
+    folder = "/tmp" if os.name == "posix" else tempfile.gettempdir()
+    path = Path(os.environ.get("POSMAT_LOCKS", folder)) / f"posmat-{job.device}.lock"
+    lock = FileLock(path, mode=0o666)
+    try:
+        lock.acquire(blocking=False)
+    except PermissionError:  # another user's file: a lock among one's own runs is left
+        lock = FileLock(path.with_name(f"posmat-{job.device}-{getpass.getuser()}.lock"))
+    except Timeout:
+        say(f"another run is timing on {job.device}: {job.stem} waits for it")
+    if not lock.is_locked:
+        lock.acquire(poll_interval=1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def busy_warning() -> str:
+    """A sentence when others use the processor now, before the kernel is started; '' if not."""
+    busy = psutil.cpu_percent(interval=0.5) / 100 * psutil.cpu_count()
+    if busy < BUSY_CORES:
+        return ""
+    return (
+        f"{busy:.1f} of {psutil.cpu_count()} cores were busy with other work when this run began: "
+        "trust its ratios before its times."
+    )
+
+
+def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: None) -> Outcome:
+    """Run a job's kernels and leave its files in a folder, which is made.
+
+    Args:
+        job: the job.
+        folder: where to; after a failure it holds the truthful `<stem>.failed.ipynb` alone.
+        key: what the results depend on, kept in their provenance.
+        tell: is called when a cell begins.
+    """
+    from posmat.report.page import write_page
+
+    began = time.monotonic()
+    make_folder(folder)
+    executed, failed = (folder / f"{job.stem}{end}" for end in (".ipynb", ".failed.ipynb"))
+    busy = "" if job.device == ALL_DEVICES else busy_warning()
+    outcome = Outcome(job, "done", 0.0, executed, warnings=(busy,) if busy else ())
+    order = {"machine": job.machine, "stem": job.stem}
+    order |= {"output_dir": str(folder), "root": str(job.root)}
+    notebook, why = None, ""
+    try:
+        for run in range(job.runs):
+            order["run"] = run
+            words = job.notebook, job.parameters, order, folder.parent, job.cell_timeout, tell
+            notebook = run_notebook(*words)
+        nbformat.write(notebook, executed)
+        _add_to_provenance(executed.with_suffix(".json"), key, outcome.warnings)
+        write_page(executed)
+    except NotebookFailure as failure:
+        why, notebook = f"{'in ' * str(failure).startswith('cell')}{failure}", failure.notebook
+        outcome = replace(outcome, stopped=failure.stopped)
+    except KeyboardInterrupt as error:
+        why = f"after its last cell: stopped by {error or 'Ctrl-C'}"
+        outcome = replace(outcome, stopped=True)
+    except Exception as error:  # a full disk, or a notebook that makes no page
+        kind = "" if isinstance(error, RecordError) else f"{type(error).__name__}: "
+        why = f"after its last cell: {kind}{error}"
+    if why:
+        outcome = replace(outcome, state="failed", message=f"{job.title} failed {why}")
+        shutil.rmtree(folder, ignore_errors=True)  # which also makes room on a full disk
+        try:
+            folder.mkdir(parents=True)
+            if notebook is not None:
+                nbformat.write(notebook, failed)
+        except OSError:  # even that has no room
+            failed.unlink(missing_ok=True)
+    return replace(outcome, seconds=time.monotonic() - began)
+
+
+def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
+    """Put what the driver knows beside what the notebook said of its run."""
+    if not path.exists() or not path.with_suffix(".csv").exists():
+        raise RecordError("it kept no rows; a notebook keeps them with run.save(...)")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts |= {"key": key, "warnings": [*facts.get("warnings", []), *warnings]}
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep_results(outcome: Outcome, folder: Path) -> Outcome:
+    """Move what a job left in a folder into its places: all of it, at one stroke each.
+
+    A failed job's notebook goes beside the last good report, which stays.
+    """
+    job = outcome.job
+    failed = job.reports / f"{job.stem}.failed.ipynb"
+    try:
+        if any(folder.iterdir()):
+            promote(folder, lambda file: folder_of(job.root, file, job.machine, job.device))
+    except (RecordError, OSError) as error:
+        message = outcome.message or f"{job.title} ran to its end, but {error}"
+        return replace(outcome, state="failed", path=job.root, message=message)
+    if outcome.state == "done":
+        failed.unlink(missing_ok=True)
+        return replace(outcome, path=job.page)
+    # A full disk had no room for the failed notebook.
+    return replace(outcome, path=failed if failed.exists() else job.reports)
