@@ -37,8 +37,8 @@ from posmat.measure.files import (
 )
 from posmat.report.exclusive import busy_warning, one_at_a_time
 from posmat.report.freshness import job_key, provenance, why_stale
+from posmat.report.gallery import write_page
 from posmat.report.kernel import NotebookFailure, Tell, run_notebook
-from posmat.report.page import write_page
 from posmat.report.parameters import UsageError, convert, read_parameters, split_values
 from posmat.report.progress import Progress
 from posmat.report.signals import held_back

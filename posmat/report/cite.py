@@ -1,10 +1,9 @@
 """How to cite: the software from CITATION.cff, a figure with the machine and its rows' sha256."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from posmat.measure.files import RecordError
-from posmat.report.drawing import Drawing, Words
+from posmat.report.store import Drawing, Said, name_in
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -22,9 +21,8 @@ def read_citation(root: Path) -> dict:
     """
     import yaml
 
-    path = root / "CITATION.cff"
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         facts = None
     if not isinstance(facts, dict) or not {"title", "authors", "version"} <= set(facts):
@@ -41,8 +39,8 @@ def cite_software(root: Path) -> str:
     fields = {
         "title": f"{{{latex(facts['title'])}}}",
         "author": _authors(facts["authors"]),
-        "version": latex(str(facts["version"])),
-        "note": f"{latex(str(facts.get('license', '')))} license" if "license" in facts else "",
+        "version": latex(facts["version"]),
+        "note": f"{latex(facts['license'])} license" if "license" in facts else "",
         "year": str(facts.get("date-released", ""))[:4],
         "doi": facts.get("doi", ""),
         "url": facts.get("repository-code", facts.get("url", "")),
@@ -50,53 +48,44 @@ def cite_software(root: Path) -> str:
     return _entry("software", "posmat", fields)
 
 
-def cite_figure(root: Path, drawing: Drawing, measured: dict, processors: Iterable[str]) -> str:
-    """The BibTeX entry of one picture.
-
-    Args:
-        root: the project.
-        drawing: the picture.
-        measured: the provenance of the run that it shows.
-        processors: the names of what was measured.
-    """
-    software = read_citation(root)
-    of = latex(", ".join(_plain(name) for name in processors))
-    measured_on = latex(f"{drawing.machine}, {drawing.device}") + (f" ({of})" if of else "")
-    rows = latex(", ".join(path.relative_to(root).as_posix() for path in drawing.sources))
+def cite_figure(drawing: Drawing, said: Said) -> str:
+    """The BibTeX entry of one picture, with what was measured and the rows it is drawn from."""
+    run = drawing.run
+    software = read_citation(run.root)
+    of = ", ".join(said.processors).replace("(R)", "").replace("(TM)", "")
+    where = f"{run.machine}, {run.device}" + (f" ({of})" if of else "")
+    rows = ", ".join(name_in(path, run.root) for path in drawing.sources)
     fields = {
         "title": f"{{{latex(drawing.spec.title)}}}",
         "author": _authors(software["authors"]),
-        "year": str(measured.get("started", ""))[:4],
-        "howpublished": f"Figure {latex(drawing.name)} of posmat {latex(str(software['version']))}",
-        "note": f"Measured on {measured_on}; {rows}, rows sha256 {drawing.digest()}",
+        "year": str(run.facts.get("started", ""))[:4],
+        "howpublished": latex(f"Figure {drawing.name} of posmat {software['version']}"),
+        "note": latex(f"Measured on {where}; {rows}, rows sha256 {said.digest}"),
         "url": software.get("repository-code", software.get("url", "")),
     }
     return _entry("misc", f"posmat:{drawing.name}".replace("=", "-"), fields)
 
 
-def tell_figure(drawing: Drawing, number: int, words: Words, entry: str) -> str:
+def tell_figure(drawing: Drawing, said: Said) -> str:
     """What `posmat cite FIGURE` prints: caption, paths, rows, and the BibTeX entry."""
-    root = drawing.root
-    picture = drawing.picture("pdf").relative_to(root).as_posix()
-    rows = "\n".join(f"rows     {path.relative_to(root).as_posix()}" for path in drawing.sources)
-    missing = "" if drawing.picture("pdf").exists() else " (not drawn yet: run 'posmat draw')"
-    return (
-        f"Figure {number}. {drawing.spec.title} ({drawing.name})\n"
-        f"caption  {words.caption}\n"
-        f"path     {picture}{missing}\n"
-        f"{rows}\n"
-        f"sha256   {drawing.digest()}\n\n"
-        f"{entry}"
-    )
+    from posmat.charts.catalogue import figure_number
+
+    root, pdf = drawing.run.root, drawing.picture("pdf")
+    missing = "" if pdf.exists() else " (not drawn yet: run 'posmat draw')"
+    lines = [
+        f"Figure {figure_number(drawing.id)}. {drawing.spec.title} ({drawing.name})",
+        f"caption  {said.caption}",
+        f"path     {name_in(pdf, root)}{missing}",
+        *(f"rows     {name_in(path, root)}" for path in drawing.sources),
+        f"sha256   {said.digest}\n",
+        cite_figure(drawing, said),
+    ]
+    return "\n".join(lines)
 
 
-def latex(text: str) -> str:
+def latex(text: object) -> str:
     """A text whose letters LaTeX takes as they are."""
-    return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
-def _plain(processor: str) -> str:
-    return processor.replace("(R)", "").replace("(TM)", "")
+    return "".join(_LATEX.get(letter, letter) for letter in str(text))
 
 
 def _authors(authors: list[dict]) -> str:

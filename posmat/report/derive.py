@@ -1,0 +1,327 @@
+"""All that is made of rows, as {path: bytes}: `posmat draw` writes it, `posmat check` compares it.
+
+No kernel and no torch: whoever has the rows has the figures, those of a GPU too. A file that does
+not hold is told in one sentence, and of everything else the rest is made.
+"""
+
+import gc
+import io
+import re
+from collections.abc import Collection, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from posmat.measure.files import (
+    ALL_DEVICES,
+    LOCAL,
+    QUICK,
+    RecordError,
+    make_folder,
+    replacing,
+)
+from posmat.report.store import (
+    KINDS,
+    OWN,
+    PROVENANCE,
+    ROWS,
+    Drawing,
+    Result,
+    Said,
+    find_drawings,
+    name_in,
+)
+
+if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
+    import pandas as pd
+
+SUMMARY = "10_summary"  # the notebook whose rows are made of all rows
+# A notebook's measurements of one run, each with methods and a baseline of its own.
+_PART = "part"
+# Columns that may set groups of rows apart, each group with its own baseline.
+_GROUPS = ("dtype", "batch_size", "out_features", "in_features", "threads", "clock", "cache")
+
+# What a file must be: all of it, or of a picture that is not drawn now what it must carry.
+Files = dict[Path, bytes | tuple[bytes, ...]]
+
+
+@dataclass
+class Derived:
+    """What rows give: tables and pictures, what is said of these, and what they do not give."""
+
+    files: Files = field(default_factory=dict)
+    said: dict[Drawing, Said] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def derive(
+    results: Iterable[Result],
+    drawn: Collection[str] = (),
+    workers: int = 1,
+) -> Derived:
+    """What is made of runs.
+
+    Args:
+        results: the runs of one project.
+        drawn: the names of pictures to draw; of the others is given what they must carry.
+        workers: processes that share the work, a run each.
+    """
+    results, share = list(results), partial(derive_run, drawn=drawn)
+    if workers > 1 and len(results) > 4:
+        # A chart is many small objects: a tenth of the time went into collecting them.
+        begin = {"initializer": gc.set_threshold, "initargs": (100_000,)}
+        with ProcessPoolExecutor(workers, **begin) as pool:
+            made = list(pool.map(share, results))
+    else:
+        made = list(map(share, results))
+    both = Derived()
+    for one in made:
+        both.files |= one.files
+        both.said |= one.said
+        both.problems += one.problems
+    both.said = {one: both.said[one] for one in find_drawings(results) if one in both.said}
+    return both
+
+
+def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
+    """Table, pictures and what is said of them, of one run."""
+    from posmat.charts.style import summaries_kept
+
+    made, frames, table = Derived(), {}, None
+    try:
+        kinds = result.kinds
+    except RecordError as error:
+        return Derived(problems=[str(error)])
+    for kind in kinds:
+        try:
+            frames[kind] = result.read(kind)
+        except RecordError as error:
+            made.problems.append(str(error))
+    if ROWS in frames and is_timed(frames[ROWS]):
+        try:
+            table = summarize_groups(frames[ROWS])
+            made.files[result.table] = table.to_csv(lineterminator="\n").encode()
+        except ValueError as error:
+            rows = name_in(result.data(), result.root)
+            made.problems.append(f"{rows}: {first_line(error)}")
+    with summaries_kept():
+        for drawing in find_drawings([result]):
+            unknown = [kind for kind in drawing.kinds if kind not in kinds]
+            if unknown:
+                name = name_in(result.data(unknown[0]), result.root)
+                made.problems.append(f"{name} is not there, and figure {drawing.id} reads it.")
+            elif set(drawing.kinds) <= set(frames):
+                own = [frames[kind] for kind in drawing.kinds]
+                # Whatever a figure's function stumbles over in rows that somebody edited, the
+                # other figures are still to be made.
+                try:
+                    pictures, said = _picture(drawing, own, table, drawing.name in drawn)
+                except Exception as error:
+                    made.problems.append(_stumbled(drawing, error))
+                else:
+                    made.files |= pictures
+                    made.said[drawing] = said
+    return made
+
+
+def _picture(drawing: Drawing, frames: list, table, drawn: bool) -> tuple[Files, Said]:
+    """The files of a picture, or what they must carry, and what is said of it."""
+    from posmat.charts.catalogue import draw_figure
+
+    digest = drawing.digest()
+    if drawn:
+        chart = draw_figure(drawing.id, *frames)
+        caption, alt = chart.caption, chart.alt
+        with TemporaryDirectory() as folder:
+            chart.write(drawing.id, digest, Path(folder), drawing.suffix)
+            files = {
+                drawing.picture(kind): Path(folder, f"{drawing.name}.{kind}").read_bytes()
+                for kind in KINDS
+            }
+    else:
+        caption, alt = drawing.spec.describe(*drawing.spec.shown(*frames))
+        marks = drawing.id.encode(), f"rows sha256 {digest}".encode()
+        files = {drawing.picture(kind): marks for kind in KINDS}
+    processors: dict[str, None] = {}
+    for frame in frames:
+        if "processor" in frame:
+            processors |= dict.fromkeys(map(str, frame["processor"].dropna().unique()))
+    # Rows that were made of rows name none, and a frame may not: there provenance does.
+    facts = drawing.run.facts
+    known = facts.get("device", {}).get("gpu") or facts.get("host", {}).get("processor")
+    named = list(processors) or [str(known)] * bool(known)
+    numbers = _numbers(table) if table is not None and drawing.kinds == [ROWS] else None
+    return files, Said(caption, alt, digest, named, numbers)
+
+
+def _numbers(table: "pd.DataFrame") -> dict:
+    """The table as a page shows it under a picture."""
+    from posmat.measure.summary import in_milliseconds
+
+    shown = in_milliseconds(table).reset_index()
+    shown.insert(0, "method", shown.pop("method"))
+    cells = shown.astype(object).where(shown.notna(), "").astype(str)
+    return {"columns": list(shown), "lines": cells.to_numpy().tolist()}
+
+
+def _stumbled(drawing: Drawing, error: Exception) -> str:
+    source = name_in(drawing.sources[0], drawing.run.root)
+    said = f"{type(error).__name__}: {first_line(error)}"
+    # seaborn's word for a column that is not there is a ValueError.
+    if isinstance(error, KeyError) or "does not appear in `data`" in str(error):
+        names = re.findall(r"['`]([^'`]+)['`]", str(error))
+        said = f"it has no column or method {names[0] if names else first_line(error)!r}."
+    return f"{drawing.name} cannot be drawn from {source}: {said}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; a KeyError without the quotes around it."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return (str(said).splitlines() or [""])[0]
+
+
+def is_timed(frame: "pd.DataFrame") -> bool:
+    """Whether a frame is of timed blocks, so that a table can be made from it."""
+    return {"round", "seconds", "method", "state"} <= set(frame.columns)
+
+
+def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The table of rows, with one group for each part, size, clock, ... that was timed.
+
+    Each part has its own baseline, so that nothing is divided by what was timed in another.
+
+    Raises:
+        ValueError: the rows cannot be summarized, or have no baseline.
+    """
+    import pandas as pd
+
+    from posmat.measure.summary import baseline_of, summarize
+
+    parts = {"": rows}
+    if _PART in rows:
+        parts = dict(list(rows.groupby(_PART, sort=False, dropna=False)))
+    bases = [own[own["method"] == baseline_of(own)] for own in parts.values()]
+    by = [n for n in _GROUPS if any(n in base and base[n].nunique() > 1 for base in bases)]
+    if len(parts) == 1:
+        return summarize(rows, baseline_of(rows), by)
+    tables = {part: summarize(own, baseline_of(own), by) for part, own in parts.items()}
+    return pd.concat(tables, names=[_PART])
+
+
+def write(files: Files) -> None:
+    """Put files in place, each at one stroke.
+
+    Raises:
+        RecordError: a folder cannot be made.
+    """
+    for path, content in files.items():
+        make_folder(path.parent)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def compare(files: Files, root: Path) -> list[str]:
+    """One line for each file that is not there, or is not what rows give."""
+    problems = []
+    for path, given in files.items():
+        name = name_in(path, root)
+        if not path.is_file():
+            problems.append(f"{name} is missing: run 'posmat draw'.")
+            continue
+        content = path.read_bytes()
+        if isinstance(given, tuple):
+            holds = all(mark in content for mark in given)
+        else:
+            holds = content == given or (path.suffix == ".csv" and _same_table(content, given))
+        if not holds:
+            problems.append(f"{name} is not what its rows give: run 'posmat draw'.")
+    return problems
+
+
+def _same_table(content: bytes, given: bytes) -> bool:
+    """Whether two tables say the same, but for the last bits of their numbers.
+
+    Other versions of numpy may round a quantile in another way.
+    """
+    import pandas as pd
+
+    try:
+        one, other = (pd.read_csv(io.BytesIO(table)) for table in (content, given))
+        pd.testing.assert_frame_equal(one, other, check_dtype=False, rtol=1e-9)
+    except (AssertionError, ValueError):
+        return False
+    return True
+
+
+def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
+    """Pictures, rows and reports that belong to nothing in data/; one line for each."""
+    expected = {one.picture(kind) for one in find_drawings(results) for kind in KINDS}
+    for result in results:
+        expected |= {result.table, result.report("html"), result.report("ipynb")}
+        expected.add(result.data(PROVENANCE))
+        try:
+            expected |= {result.data(kind) for kind in result.kinds}
+        except RecordError:  # which are its frames nothing says: whatever bears its name
+            expected |= {*result.folder.glob(f"{result.stem}.*")}
+    own = [f"-{machine}-" for machine in OWN] if published else []
+    found = [*(root / "reports" / "figures").glob("*.*")]
+    found = [path for path in found if not any(machine in path.name for machine in own)]
+    for kind in ("data", "reports"):
+        files = (path for path in (root / kind).glob("*/*/*") if path.is_file())
+        found += [path for path in files if not published or path.parts[-3] not in OWN]
+    return [
+        f"{name_in(path, root)} belongs to no rows in data/: remove it."
+        for path in sorted(found)
+        if path not in expected
+        and not path.name.startswith(".")
+        and not path.name.endswith(".failed.ipynb")  # of a run that has left no rows, perhaps
+    ]
+
+
+def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str], list[str]]:
+    """Whether notebook 10 read the rows that are there now: what does not hold, and what to know.
+
+    A machine's summary is made when the machine is published, and only its own host can make it
+    again. So its own lines must be what its rows give today; that other machines came or measured
+    again since then is no fault of it, and is told. So is a key of other rows that changed no line.
+    """
+    import pandas as pd
+
+    from posmat.measure.seed import THEN, rankings, read_seed, then_and_now
+    from posmat.report.freshness import hash_of_all_rows
+
+    root, machine = result.root, result.machine
+    rows_name, table_name = name_in(result.data(), root), name_in(result.table, root)
+    try:
+        kept = result.read(), pd.read_csv(result.table)
+        # Its own lines are made of its own rows, where the notebook was asked for them.
+        asked = str(result.facts.get("parameters", {}).get("machines") or machine).split(",")
+        read = [one for one in results if one.machine == machine and one.device != ALL_DEVICES]
+        rows = pd.concat([one.read().assign(stem=one.stem) for one in read], ignore_index=True)
+        rows = rows[rows["machine"].isin(name.strip() for name in asked)]
+        seed = read_seed(root / "data" / "seed.csv")
+        derived = then_and_now(rows, seed), rankings(rows, seed).reset_index()
+    except RecordError:  # told where the file itself is checked
+        return [], []
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        return [f"{table_name} is missing or no table: restore it."], []
+    except (KeyError, ValueError) as error:
+        return [f"{rows_name} cannot be made again: {first_line(error)}"], []
+    again = {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
+    again = f"run 'posmat report 10{again}'."
+    problems = []
+    for name, old, new in zip((rows_name, table_name), kept, derived, strict=True):
+        # Older sources said less of each line.
+        pair = (one.loc[one["machine"].isin([machine, THEN]), old.columns] for one in (old, new))
+        if not _same_table(*(one.to_csv(index=False).encode() for one in pair)):
+            problems.append(f"{name} was made from other rows of {machine} than there are: {again}")
+    rows_now = hash_of_all_rows(root, machine)
+    if problems or (result.facts.get("key") or {}).get("rows") == rows_now:
+        return problems, []
+    return [], [
+        f"{rows_name} was made when data/ held other rows; what it says of {machine} still "
+        f"holds, and to read all that are there now, {again}"
+    ]
