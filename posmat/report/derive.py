@@ -20,14 +20,14 @@ from posmat.measure.files import (
     LOCAL,
     QUICK,
     RecordError,
+    is_read_by,
     make_folder,
     replacing,
+    rows_digest,
 )
 from posmat.report.store import (
     KINDS,
     OWN,
-    PROVENANCE,
-    ROWS,
     Drawing,
     Result,
     Said,
@@ -90,9 +90,9 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
     """Table, pictures and what is said of them, of one run."""
     from posmat.charts.style import summaries_kept
 
-    made, frames, table = Derived(), {}, None
+    made, frames, numbers = Derived(), {}, None
     try:
-        kinds = result.kinds
+        kinds = result.hashes
     except RecordError as error:
         return Derived(problems=[str(error)])
     for kind in kinds:
@@ -100,10 +100,11 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
             frames[kind] = result.read(kind)
         except RecordError as error:
             made.problems.append(str(error))
-    if ROWS in frames and is_timed(frames[ROWS]):
+    if {"round", "seconds", "method", "state"} <= set(frames.get("csv", ())):  # timed blocks
         try:
-            table = summarize_groups(frames[ROWS])
-            made.files[result.table] = table.to_csv(lineterminator="\n").encode()
+            table = summarize_groups(frames["csv"])
+            made.files[result.report("table.csv")] = table.to_csv(lineterminator="\n").encode()
+            numbers = _numbers(table)
         except ValueError as error:
             rows = name_in(result.data(), result.root)
             made.problems.append(f"{rows}: {first_line(error)}")
@@ -115,46 +116,37 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
                 made.problems.append(f"{name} is not there, and figure {drawing.id} reads it.")
             elif set(drawing.kinds) <= set(frames):
                 own = [frames[kind] for kind in drawing.kinds]
+                shown = numbers if drawing.kinds == ["csv"] else None
+                try:
+                    made.files |= _draw(drawing, own, shown, drawing.name in drawn, made.said)
                 # Whatever a figure's function stumbles over in rows that somebody edited, the
                 # other figures are still to be made.
-                try:
-                    pictures, said = _picture(drawing, own, table, drawing.name in drawn)
                 except Exception as error:
                     made.problems.append(_stumbled(drawing, error))
-                else:
-                    made.files |= pictures
-                    made.said[drawing] = said
     return made
 
 
-def _picture(drawing: Drawing, frames: list, table, drawn: bool) -> tuple[Files, Said]:
-    """The files of a picture, or what they must carry, and what is said of it."""
+def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, said: dict) -> Files:
+    """The files of a picture, or what they must carry; what is said of it goes into `said`."""
     from posmat.charts.catalogue import draw_figure
 
-    digest = drawing.digest()
+    digest = rows_digest(drawing.sources)
     if drawn:
         chart = draw_figure(drawing.id, *frames)
-        caption, alt = chart.caption, chart.alt
+        words = chart.caption, chart.alt
         with TemporaryDirectory() as folder:
             chart.write(drawing.id, digest, Path(folder), drawing.suffix)
-            files = {
-                drawing.picture(kind): Path(folder, f"{drawing.name}.{kind}").read_bytes()
-                for kind in KINDS
-            }
+            written = {kind: Path(folder, f"{drawing.name}.{kind}").read_bytes() for kind in KINDS}
     else:
-        caption, alt = drawing.spec.describe(*drawing.spec.shown(*frames))
-        marks = drawing.id.encode(), f"rows sha256 {digest}".encode()
-        files = {drawing.picture(kind): marks for kind in KINDS}
-    processors: dict[str, None] = {}
-    for frame in frames:
-        if "processor" in frame:
-            processors |= dict.fromkeys(map(str, frame["processor"].dropna().unique()))
+        words = drawing.spec.describe(*drawing.spec.shown(*frames))
+        written = dict.fromkeys(KINDS, (drawing.id.encode(), f"rows sha256 {digest}".encode()))
+    names = [frame["processor"].dropna().unique() for frame in frames if "processor" in frame]
+    processors = dict.fromkeys(str(name) for of_frame in names for name in of_frame)
     # Rows that were made of rows name none, and a frame may not: there provenance does.
     facts = drawing.run.facts
-    known = facts.get("device", {}).get("gpu") or facts.get("host", {}).get("processor")
-    named = list(processors) or [str(known)] * bool(known)
-    numbers = _numbers(table) if table is not None and drawing.kinds == [ROWS] else None
-    return files, Said(caption, alt, digest, named, numbers)
+    known = facts["device"].get("gpu") or facts["host"].get("processor")
+    said[drawing] = Said(*words, digest, [*processors] or [str(known)] * bool(known), numbers)
+    return {drawing.picture(kind): content for kind, content in written.items()}
 
 
 def _numbers(table: "pd.DataFrame") -> dict:
@@ -181,11 +173,6 @@ def first_line(error: Exception) -> str:
     """The first line of what an error says; a KeyError without the quotes around it."""
     said = error.args[0] if isinstance(error, KeyError) and error.args else error
     return (str(said).splitlines() or [""])[0]
-
-
-def is_timed(frame: "pd.DataFrame") -> bool:
-    """Whether a frame is of timed blocks, so that a table can be made from it."""
-    return {"round", "seconds", "method", "state"} <= set(frame.columns)
 
 
 def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -227,17 +214,15 @@ def compare(files: Files, root: Path) -> list[str]:
     """One line for each file that is not there, or is not what rows give."""
     problems = []
     for path, given in files.items():
-        name = name_in(path, root)
-        if not path.is_file():
-            problems.append(f"{name} is missing: run 'posmat draw'.")
-            continue
-        content = path.read_bytes()
-        if isinstance(given, tuple):
+        content = path.read_bytes() if path.is_file() else None
+        if content is None:
+            problems.append(f"{name_in(path, root)} is missing: run 'posmat draw'.")
+        elif isinstance(given, tuple):
             holds = all(mark in content for mark in given)
         else:
             holds = content == given or (path.suffix == ".csv" and _same_table(content, given))
-        if not holds:
-            problems.append(f"{name} is not what its rows give: run 'posmat draw'.")
+        if content is not None and not holds:
+            problems.append(f"{name_in(path, root)} is not what its rows give: run 'posmat draw'.")
     return problems
 
 
@@ -260,24 +245,21 @@ def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
     """Pictures, rows and reports that belong to nothing in data/; one line for each."""
     expected = {one.picture(kind) for one in find_drawings(results) for kind in KINDS}
     for result in results:
-        expected |= {result.table, result.report("html"), result.report("ipynb")}
-        expected.add(result.data(PROVENANCE))
+        expected |= {result.report(kind) for kind in ("table.csv", "html", "ipynb")}
         try:
-            expected |= {result.data(kind) for kind in result.kinds}
+            expected |= {result.data(kind) for kind in ("json", *result.hashes)}
         except RecordError:  # which are its frames nothing says: whatever bears its name
             expected |= {*result.folder.glob(f"{result.stem}.*")}
-    own = [f"-{machine}-" for machine in OWN] if published else []
-    found = [*(root / "reports" / "figures").glob("*.*")]
-    found = [path for path in found if not any(machine in path.name for machine in own)]
-    for kind in ("data", "reports"):
-        files = (path for path in (root / kind).glob("*/*/*") if path.is_file())
-        found += [path for path in files if not published or path.parts[-3] not in OWN]
+    found = [*root.glob("reports/figures/*.*"), *root.glob("data/*/*/*.*")]
+    found += root.glob("reports/*/*/*.*")
+    own = tuple(f"{mark}{machine}{mark}" for machine in OWN for mark in "/-") if published else ()
     return [
-        f"{name_in(path, root)} belongs to no rows in data/: remove it."
-        for path in sorted(found)
-        if path not in expected
-        and not path.name.startswith(".")
-        and not path.name.endswith(".failed.ipynb")  # of a run that has left no rows, perhaps
+        f"{name} belongs to no rows in data/: remove it."
+        for name in sorted(name_in(path, root) for path in found if path not in expected)
+        # A failed notebook is of a run that has left no rows, perhaps.
+        if not Path(name).name.startswith(".")
+        and not name.endswith(".failed.ipynb")
+        and not any(mark in name for mark in own)
     ]
 
 
@@ -294,34 +276,41 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     from posmat.report.freshness import hash_of_all_rows
 
     root, machine = result.root, result.machine
-    rows_name, table_name = name_in(result.data(), root), name_in(result.table, root)
+    paths = result.data(), result.report("table.csv")
+    names = [name_in(path, root) for path in paths]
     try:
-        kept = result.read(), pd.read_csv(result.table)
-        # Its own lines are made of its own rows, where the notebook was asked for them.
-        asked = str(result.facts.get("parameters", {}).get("machines") or machine).split(",")
-        read = [one for one in results if one.machine == machine and one.device != ALL_DEVICES]
+        kept = result.read(), pd.read_csv(paths[1])
+        asked = str(result.facts["parameters"].get("machines") or "").replace(" ", "")
+        read = [
+            one
+            for one in results
+            if one.device != ALL_DEVICES
+            and is_read_by(machine, one.machine)
+            and (not asked or one.machine in asked.split(","))
+        ]
+        # Its own lines are made of its own rows, where it has any.
+        read = [one for one in read if one.machine == machine] or read
         rows = pd.concat([one.read().assign(stem=one.stem) for one in read], ignore_index=True)
-        rows = rows[rows["machine"].isin(name.strip() for name in asked)]
         seed = read_seed(root / "data" / "seed.csv")
         derived = then_and_now(rows, seed), rankings(rows, seed).reset_index()
     except RecordError:  # told where the file itself is checked
         return [], []
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        return [f"{table_name} is missing or no table: restore it."], []
+        return [f"{names[1]} is missing or no table: restore it."], []
     except (KeyError, ValueError) as error:
-        return [f"{rows_name} cannot be made again: {first_line(error)}"], []
+        return [f"{names[0]} cannot be made again: {first_line(error)}"], []
     again = {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
     again = f"run 'posmat report 10{again}'."
     problems = []
-    for name, old, new in zip((rows_name, table_name), kept, derived, strict=True):
+    for name, old, new in zip(names, kept, derived, strict=True):
         # Older sources said less of each line.
         pair = (one.loc[one["machine"].isin([machine, THEN]), old.columns] for one in (old, new))
         if not _same_table(*(one.to_csv(index=False).encode() for one in pair)):
             problems.append(f"{name} was made from other rows of {machine} than there are: {again}")
-    rows_now = hash_of_all_rows(root, machine)
-    if problems or (result.facts.get("key") or {}).get("rows") == rows_now:
+    known = (result.facts.get("key") or {}).get("rows")
+    if problems or known == hash_of_all_rows(root, machine):
         return problems, []
     return [], [
-        f"{rows_name} was made when data/ held other rows; what it says of {machine} still "
+        f"{names[0]} was made when data/ held other rows; what it says of {machine} still "
         f"holds, and to read all that are there now, {again}"
     ]

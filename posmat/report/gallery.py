@@ -20,7 +20,6 @@ from posmat.report.store import KINDS, OWN, Drawing, Result, Said, holding, name
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_COLUMNS = ("Machine", "Processor or GPU", "Cores", "Memory", "Threads", "Versions", "Measured")
 _VERSIONS = (
     ("Python", "device", "python"),
     ("PyTorch", "device", "torch"),
@@ -32,11 +31,6 @@ _VERSIONS = (
 )
 _BLOCK = re.compile(r"(<!-- posmat:figure (\S+) -->\n)(.*?)(<!-- /posmat:figure -->)", re.DOTALL)
 _FOUND = "#What-we-found"  # where a notebook says what its figures show, as Jupyter names it
-_LEAD = (
-    "Each method was compared with its reference before it was timed. Times are medians over "
-    "blocks of calls; a ratio is paired within rounds, and its range is over fresh kernels where "
-    "there were several, a 95 % interval otherwise."
-)
 
 
 def render_pages(
@@ -83,9 +77,8 @@ def _describe_page(
     return {
         "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "title": "posmat: your own runs" if own else "posmat: figures of the published machines",
-        "lead": ("Your own runs beside the published ones. " if own else "") + _LEAD,
+        "own": bool(own),
         "elsewhere": bool(own) and any(one.run.machine not in OWN for one in shown),
-        "machine_columns": _COLUMNS,
         "machines": [_machine(*where, results) for where in machines],
         "figures": figures,
     }
@@ -99,7 +92,7 @@ def _picture(drawing: Drawing, said: Said, folder: Path) -> dict:
     files |= {kind.upper(): drawing.picture(kind) for kind in KINDS}
     first, *others = drawing.sources
     files |= {"rows (CSV)": first} | {name_in(path, run.root): path for path in others}
-    files |= {"table (CSV)": run.table, "provenance": run.data("json")}
+    files |= {"table (CSV)": run.report("table.csv"), "provenance": run.data("json")}
     files["source notebook"] = run.root / "notebooks" / f"{run.notebook}.ipynb"
     variant = run.variant.strip("-").replace("-", ", ").replace("=", " = ")
     return {
@@ -130,7 +123,7 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
     facts = [one.facts for one in holding(here)]
 
     def every(part: str, name: str) -> list[str]:
-        values = dict.fromkeys(str((one.get(part) or {}).get(name) or "") for one in facts)
+        values = dict.fromkeys(str(one.get(part, {}).get(name) or "") for one in facts)
         # What a system does not tell is in provenance in words: 'not given', 'not installed'.
         return [value for value in values if value and not value.startswith("not ")]
 
@@ -140,7 +133,7 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
     versions = {name: ", ".join(every(*where)) for name, *where in _VERSIONS}
     commits = dict.fromkeys(
         f"{str(one['commit'])[:10]}" + ("" if one.get("tree_clean") else ", tree changed")
-        for one in (one.get("sources", {}) for one in facts)
+        for one in (one["sources"] for one in facts)
         if one.get("commit")
     )
     return [

@@ -6,6 +6,7 @@ Whatever does not belong there is refused here, in one sentence, and nowhere els
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,8 @@ from posmat.measure.files import (
     ALL_DEVICES,
     LOCAL,
     QUICK,
-    TABLE,
     RecordError,
     read_rows,
-    rows_digest,
     rows_hash,
 )
 from posmat.measure.run import ask_git
@@ -30,7 +29,6 @@ if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help`
 
 OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
 KINDS = ("svg", "pdf", "png")
-ROWS, PROVENANCE = "csv", "json"
 
 # What provenance must be made of where it has it: its readers rely on it.
 _OBJECTS = ("host", "device", "sources", "parameters", "frames_sha256")
@@ -57,26 +55,13 @@ class Result:
     def folder(self) -> Path:
         return self.root / "data" / self.machine / self.device
 
-    def data(self, kind: str = ROWS) -> Path:
+    def data(self, kind: str = "csv") -> Path:
         """Its rows (csv), a frame beside them (<what>.csv) or its provenance (json)."""
         return self.folder / f"{self.stem}.{kind}"
 
     def report(self, kind: str) -> Path:
         """What it left in reports/: its html, ipynb or table.csv."""
         return self.root / "reports" / self.machine / self.device / f"{self.stem}.{kind}"
-
-    @property
-    def table(self) -> Path:
-        return self.report(TABLE[1:])
-
-    @property
-    def kinds(self) -> list[str]:
-        """Its rows and frames, by its provenance.
-
-        Raises:
-            RecordError: the provenance does not hold.
-        """
-        return [ROWS, *(f"{what}.csv" for what in self.facts.get("frames_sha256", {}))]
 
     @cached_property
     def facts(self) -> dict:
@@ -85,34 +70,37 @@ class Result:
         Raises:
             RecordError: it is not there, no JSON object, or of another machine, notebook or host.
         """
-        name = name_in(self.data(PROVENANCE), self.root)
-        facts = _json(self.data(PROVENANCE))
+        name = name_in(self.data("json"), self.root)
+        facts = _json(self.data("json"))
         if facts is None:
             raise RecordError(
                 f"{name} is missing or no JSON: the rows beside it have no provenance; measure "
                 "again, or restore the file."
             )
-        parts = {part: facts.get(part, {}) for part in _OBJECTS}
-        for part, value in parts.items():
-            if not isinstance(value, dict):
+        for part in _OBJECTS:
+            if not isinstance(facts.setdefault(part, {}), dict):
                 raise RecordError(
-                    f"{name} has {json.dumps(value)[:40]} as {part!r}, where an object belongs: "
-                    "measure again, or restore the file."
+                    f"{name} has {json.dumps(facts[part])[:40]} as {part!r}, where an object "
+                    "belongs: measure again, or restore the file."
                 )
-        for key, folder in (("machine", self.machine), ("notebook", self.notebook)):
-            if facts.get(key) != folder:
-                raise RecordError(f"{name} is of the {key} {facts.get(key)!r}, not of {folder!r}.")
+        for key, own in (("machine", self.machine), ("notebook", self.notebook)):
+            if facts.get(key) != own:
+                raise RecordError(f"{name} is of the {key} {facts.get(key)!r}, not of {own!r}.")
         mark = self.folder.parent / "host.json"
         said, owner = name_in(mark, self.root), (_json(mark) or {}).get("host_identity")
         if not owner:
-            raise RecordError(
-                f"{said} is missing or names no host: the machine's rows have no owner."
-            )
-        if parts["host"].get("host_identity") != owner:
+            raise RecordError(f"{said} is missing or names no host: the rows have no owner.")
+        if facts["host"].get("host_identity") != owner:
             raise RecordError(f"{name} was made on another host than the one in {said}.")
         return facts
 
-    def read(self, kind: str = ROWS) -> "pd.DataFrame":
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of its rows and frames by their kinds, as its provenance has them."""
+        frames = {f"{what}.csv": known for what, known in self.facts["frames_sha256"].items()}
+        return {"csv": self.facts.get("rows_sha256"), **frames}
+
+    def read(self, kind: str = "csv") -> "pd.DataFrame":
         """Its rows or a frame, held against its provenance.
 
         Raises:
@@ -122,21 +110,16 @@ class Result:
         name = name_in(path, self.root)
         if not path.is_file():
             raise RecordError(f"{name} is missing: measure again, or restore the file.")
-        frames = self.facts.get("frames_sha256", {})
-        known = self.facts.get("rows_sha256") if kind == ROWS else frames.get(kind[: -len(".csv")])
-        if known != rows_hash(path):
+        if self.hashes.get(kind) != rows_hash(path):
             raise RecordError(
                 f"{name} is not the file that its provenance describes (another sha256): "
                 "measure again, or restore the file."
             )
         frame = read_rows(path)
-        for column in ("machine", "device") if self.device != ALL_DEVICES else ():
-            if column in frame:
-                folder = getattr(self, column)
-                for other in sorted(set(frame[column].dropna().astype(str)) - {folder}):
-                    raise RecordError(
-                        f"{name} has rows of the {column} {other!r}, not of {folder!r}."
-                    )
+        for column, own in (("machine", self.machine), ("device", self.device)):
+            if column in frame and self.device != ALL_DEVICES:
+                for other in set(frame[column].dropna()) - {own}:
+                    raise RecordError(f"{name} has rows of the {column} {other!r}, not of {own!r}.")
         return frame
 
 
@@ -172,9 +155,6 @@ class Drawing:
 
     def picture(self, kind: str) -> Path:
         return self.run.root / "reports" / "figures" / f"{self.name}.{kind}"
-
-    def digest(self) -> str:
-        return rows_digest(self.sources)
 
 
 @dataclass(frozen=True)
@@ -229,21 +209,20 @@ def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
 
     from posmat.charts.catalogue import FIGURES
 
-    drawings = list(drawings)
     notebooks = {spec.id: spec.notebook for spec in FIGURES}
-    names = [*notebooks, *(one.name for one in drawings)]
-    found: dict[Drawing, None] = {}
+    by_word: dict[str, list[Drawing]] = {name: [] for name in notebooks}
+    for one in drawings:
+        by_word[one.id].append(one)
+        by_word[one.name] = [one]
     for word in asked:
-        own = [one for one in drawings if word in (one.name, one.id)]
-        if not own and word in notebooks:
+        if word not in by_word:
+            near = difflib.get_close_matches(word, by_word, n=3, cutoff=0)
+            raise KeyError(f"no figure has the id {word!r}: did you mean {' or '.join(near)}?")
+        if not by_word[word]:
             raise KeyError(
                 f"figure {word!r} has no rows in data/ yet: run 'posmat report {notebooks[word]}'."
             )
-        if not own:
-            near = difflib.get_close_matches(word, dict.fromkeys(names), n=3, cutoff=0)
-            raise KeyError(f"no figure has the id {word!r}: did you mean {' or '.join(near)}?")
-        found |= dict.fromkeys(own)
-    return list(found)
+    return list(dict.fromkeys(one for word in asked for one in by_word[word]))
 
 
 def unknown_commits(results: Iterable[Result]) -> list[str]:
@@ -253,7 +232,7 @@ def unknown_commits(results: Iterable[Result]) -> list[str]:
     """
     places: dict[str, dict[str, None]] = {}
     for result in holding(results):
-        root, commit = result.root, str(result.facts.get("sources", {}).get("commit"))
+        root, commit = result.root, str(result.facts["sources"].get("commit"))
         if re.fullmatch("[0-9a-f]{7,64}", commit) and (root / ".git").exists():
             places.setdefault(commit, {})[name_in(result.folder, root)] = None
     if not places or ask_git(root, "rev-parse", "--is-shallow-repository") != "false":
@@ -288,10 +267,8 @@ def holding(results: Iterable[Result]) -> list[Result]:
     """Those of results whose provenance holds; of the others is told where they are read."""
     found = []
     for result in results:
-        try:
-            found += [result] if result.facts else []
-        except RecordError:
-            continue
+        with suppress(RecordError):
+            found += [result] * bool(result.facts)
     return found
 
 

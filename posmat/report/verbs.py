@@ -41,7 +41,9 @@ def redraw(
         results = list(dict.fromkeys(one.run for one in drawings))
     names = {one.name for one in drawings if machine in (None, one.run.machine)}
     derived = derive(results, names, workers)
-    tables = {one.table for one in results if machine in (None, one.machine) and not asked}
+    tables = {
+        one.report("table.csv") for one in results if machine in (None, one.machine) and not asked
+    }
     files = {path: made for path, made in derived.files.items() if path.stem in names}
     tables = {path: made for path, made in derived.files.items() if path in tables}
     write(files | tables)
