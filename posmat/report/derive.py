@@ -57,11 +57,7 @@ class Derived:
     problems: list[str] = field(default_factory=list)
 
 
-def derive(
-    results: Iterable[Result],
-    drawn: Collection[str] = (),
-    workers: int = 1,
-) -> Derived:
+def derive(results: list[Result], drawn: Collection[str] = (), workers: int = 1) -> Derived:
     """What is made of runs.
 
     Args:
@@ -69,7 +65,7 @@ def derive(
         drawn: the names of pictures to draw; of the others is given what they must carry.
         workers: processes that share the work, a run each.
     """
-    results, share = list(results), partial(derive_run, drawn=drawn)
+    share = partial(derive_run, drawn=drawn)
     if workers > 1 and len(results) > 4:
         # A chart is many small objects: a tenth of the time went into collecting them.
         begin = {"initializer": gc.set_threshold, "initargs": (100_000,)}
@@ -89,6 +85,7 @@ def derive(
 def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
     """Table, pictures and what is said of them, of one run."""
     from posmat.charts.style import summaries_kept
+    from posmat.measure.summary import in_milliseconds
 
     made, frames, numbers = Derived(), {}, None
     try:
@@ -104,7 +101,10 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
         try:
             table = summarize_groups(frames["csv"])
             made.files[result.report("table.csv")] = table.to_csv(lineterminator="\n").encode()
-            numbers = _numbers(table)
+            shown = in_milliseconds(table).reset_index()
+            shown.insert(0, "method", shown.pop("method"))
+            cells = shown.astype(object).where(shown.notna(), "").astype(str)
+            numbers = {"columns": list(shown), "lines": cells.to_numpy().tolist()}
         except ValueError as error:
             rows = name_in(result.data(), result.root)
             made.problems.append(f"{rows}: {first_line(error)}")
@@ -116,9 +116,9 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
                 made.problems.append(f"{name} is not there, and figure {drawing.id} reads it.")
             elif set(drawing.kinds) <= set(frames):
                 own = [frames[kind] for kind in drawing.kinds]
-                shown = numbers if drawing.kinds == ["csv"] else None
+                lines = numbers if drawing.kinds == ["csv"] else None
                 try:
-                    made.files |= _draw(drawing, own, shown, drawing.name in drawn, made.said)
+                    made.files |= _draw(drawing, own, lines, drawing.name in drawn, made.said)
                 # Whatever a figure's function stumbles over in rows that somebody edited, the
                 # other figures are still to be made.
                 except Exception as error:
@@ -147,16 +147,6 @@ def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, sai
     known = facts["device"].get("gpu") or facts["host"].get("processor")
     said[drawing] = Said(*words, digest, [*processors] or [str(known)] * bool(known), numbers)
     return {drawing.picture(kind): content for kind, content in written.items()}
-
-
-def _numbers(table: "pd.DataFrame") -> dict:
-    """The table as a page shows it under a picture."""
-    from posmat.measure.summary import in_milliseconds
-
-    shown = in_milliseconds(table).reset_index()
-    shown.insert(0, "method", shown.pop("method"))
-    cells = shown.astype(object).where(shown.notna(), "").astype(str)
-    return {"columns": list(shown), "lines": cells.to_numpy().tolist()}
 
 
 def _stumbled(drawing: Drawing, error: Exception) -> str:

@@ -9,7 +9,9 @@ import hashlib
 import os
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,15 +22,9 @@ from posmat.report.store import KINDS, OWN, Drawing, Result, Said, holding, name
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_VERSIONS = (
-    ("Python", "device", "python"),
-    ("PyTorch", "device", "torch"),
-    ("CUDA", "device", "cuda"),
-    ("driver", "device", "driver"),
-    ("oneDNN", "device", "onednn"),
-    ("numpy", "libraries", "numpy"),
-    ("pandas", "libraries", "pandas"),
-)
+_VERSIONS = {"Python": "python", "PyTorch": "torch", "CUDA": "cuda", "driver": "driver"}
+_VERSIONS |= {"oneDNN": "onednn", "numpy": "numpy", "pandas": "pandas"}
+_LETTERS = [*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))]
 _BLOCK = re.compile(r"(<!-- posmat:figure (\S+) -->\n)(.*?)(<!-- /posmat:figure -->)", re.DOTALL)
 _FOUND = "#What-we-found"  # where a notebook says what its figures show, as Jupyter names it
 
@@ -68,7 +64,7 @@ def _describe_page(
     for number, spec in enumerate(FIGURES, 1):
         pictures = [_picture(one, said[one], folder) for one in shown if one.id == spec.id]
         for place, picture in enumerate(pictures):
-            picture["letter"] = _letters(place) if len(pictures) > 1 else ""
+            picture["letter"] = _LETTERS[place] if len(pictures) > 1 else ""
         anchor = re.sub(r"[^\w\- ]", "", f"Figure {number}. {spec.title}".lower())  # as hosts do
         figure = {"id": spec.id, "number": number, "title": spec.title, "pictures": pictures}
         figures += [figure | {"anchor": anchor.replace(" ", "-")}] * bool(pictures)
@@ -87,7 +83,6 @@ def _describe_page(
 def _picture(drawing: Drawing, said: Said, folder: Path) -> dict:
     """What a page says of one picture, its links from the page's folder."""
     run = drawing.run
-    links = {kind: _link(drawing.picture(kind), folder) for kind in KINDS}
     files = {"executed notebook": run.report("html"), ".ipynb": run.report("ipynb")}
     files |= {kind.upper(): drawing.picture(kind) for kind in KINDS}
     first, *others = drawing.sources
@@ -99,12 +94,13 @@ def _picture(drawing: Drawing, said: Said, folder: Path) -> dict:
         "name": drawing.name,
         "where": " · ".join(filter(None, (run.machine, run.device, variant))),
         "said": said,
+        "rows": name_in(run.folder, run.root),
         "size": _size(drawing.picture("svg")),
         "found": {
             path.suffix[1:]: _link(path, folder) + _FOUND if path.exists() else ""
             for path in (run.report("html"), run.report("ipynb"))
         },
-        "links": links,
+        "links": {kind: _link(drawing.picture(kind), folder) for kind in KINDS},
         "files": {text: _link(path, folder) for text, path in files.items() if path.exists()},
         "bibtex": cite_figure(drawing, said),
     }
@@ -122,15 +118,15 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
     here = [one for one in results if (one.machine, one.device) == (machine, device)]
     facts = [one.facts for one in holding(here)]
 
-    def every(part: str, name: str) -> list[str]:
-        values = dict.fromkeys(str(one.get(part, {}).get(name) or "") for one in facts)
+    def every(name: str, *parts: str) -> list[str]:
+        values = dict.fromkeys(str(one[part].get(name) or "") for part in parts for one in facts)
         # What a system does not tell is in provenance in words: 'not given', 'not installed'.
         return [value for value in values if value and not value.startswith("not ")]
 
-    memory = every("device", "gpu_memory_bytes") or every("host", "memory_bytes")
-    processor = ", ".join(every("device", "gpu") or every("host", "processor"))
+    memory = every("gpu_memory_bytes", "device") or every("memory_bytes", "host")
+    processor = ", ".join(every("gpu", "device") or every("processor", "host"))
     days = sorted({str(one.get("started", ""))[:10] for one in facts} - {""})
-    versions = {name: ", ".join(every(*where)) for name, *where in _VERSIONS}
+    found = {name: every(key, "device", "libraries") for name, key in _VERSIONS.items()}
     commits = dict.fromkeys(
         f"{str(one['commit'])[:10]}" + ("" if one.get("tree_clean") else ", tree changed")
         for one in (one["sources"] for one in facts)
@@ -139,10 +135,10 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
     return [
         f"{machine} · {device}",
         processor.replace("(R)", "").replace("(TM)", ""),
-        ", ".join(every("host", "cores")),
+        ", ".join(every("cores", "host")),
         ", ".join(f"{int(one) / 2**30:.0f} GiB" for one in memory),
-        ", ".join(every("parameters", "threads")),
-        ", ".join(f"{name} {value}" for name, value in versions.items() if value),
+        ", ".join(every("threads", "parameters")),
+        ", ".join(f"{name} {', '.join(values)}" for name, values in found.items() if values),
         " to ".join(dict.fromkeys(days[:1] + days[-1:]))
         + (f" (commit {'; '.join(commits)})" if commits else ""),
     ]
@@ -164,17 +160,8 @@ def with_figures(text: str, said: dict[Drawing, Said]) -> tuple[str, list[str]]:
                 "its block is left as it was."
             )
             return match[0]
-        run, words = drawing.run, said[drawing]
-        data, executed = name_in(run.folder, run.root), run.report("ipynb")
-        measured = ""
-        if executed.exists():
-            link = _link(executed, run.root) + _FOUND
-            measured = f", and the notebook that measured them says [what we found]({link})"
-        return (
-            f"{match[1]}![{escape_markdown(words.alt)}]({_link(drawing.picture('png'), run.root)})"
-            f"\n\n{escape_markdown(words.caption)} The figure is drawn from the rows in "
-            f"[{data}]({quote(data)}){measured}.\n{match[4]}"
-        )
+        picture = _picture(drawing, said[drawing], drawing.run.root)
+        return match[1] + _templates().get_template("figure.md").render(picture) + match[4]
 
     return _BLOCK.sub(block, text), problems
 
@@ -196,31 +183,25 @@ def write_page(executed: Path) -> Path:
     )
     body, _ = exporter.from_notebook_node(notebook)
     heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    colours = {"light": "default", "dark": "github-dark"}
-    facts = {
-        "title": heading.splitlines()[0].lstrip("# "),
-        # What scrolls must be reached with the keyboard too.
-        "body": body.replace("<pre>", '<pre tabindex="0">'),
-        "colours": {
-            scheme: HtmlFormatter(style=style).get_style_defs(".highlight")
-            for scheme, style in colours.items()
-        },
-    }
+    text = (
+        _templates()
+        .get_template("notebook.html")
+        .render(
+            title=heading.splitlines()[0].lstrip("# "),
+            # What scrolls must be reached with the keyboard too.
+            body=body.replace("<pre>", '<pre tabindex="0">'),
+            light=HtmlFormatter(style="default").get_style_defs(".highlight"),
+            dark=HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
+        )
+    )
     page = executed.with_suffix(".html")
     with replacing(page) as temporary:
-        text = _templates().get_template("notebook.html").render(facts)
         temporary.write_text(text, encoding="utf-8")
     return page
 
 
 def _link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path, folder)).as_posix())
-
-
-def _letters(place: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    tens, ones = divmod(place, 26)
-    return (_letters(tens - 1) if tens else "") + chr(ord("a") + ones)
 
 
 def escape_markdown(text: str) -> str:

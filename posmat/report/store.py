@@ -9,17 +9,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from posmat.measure.files import (
-    ALL_DEVICES,
-    LOCAL,
-    QUICK,
-    RecordError,
-    read_rows,
-    rows_hash,
-)
+from posmat.measure.files import ALL_DEVICES, LOCAL, QUICK, RecordError, read_rows, rows_hash
 from posmat.measure.run import ask_git
 
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
@@ -31,7 +25,7 @@ OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
 KINDS = ("svg", "pdf", "png")
 
 # What provenance must be made of where it has it: its readers rely on it.
-_OBJECTS = ("host", "device", "sources", "parameters", "frames_sha256")
+_OBJECTS = ("host", "device", "libraries", "sources", "parameters", "frames_sha256")
 
 
 @dataclass(frozen=True)
@@ -190,13 +184,8 @@ def find_drawings(results: Iterable[Result]) -> list[Drawing]:
     """Every picture that the list of figures makes of results, in the list's order."""
     from posmat.charts.catalogue import FIGURES
 
-    results = list(results)
-    return [
-        Drawing(result, spec.id)
-        for spec in FIGURES
-        for result in results
-        if result.notebook == spec.notebook
-    ]
+    pairs = product(FIGURES, results)
+    return [Drawing(run, spec.id) for spec, run in pairs if run.notebook == spec.notebook]
 
 
 def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
@@ -254,10 +243,9 @@ def older_sources(results: Iterable[Result]) -> list[str]:
     found: dict[str, list[str]] = {}
     for result in holding(results):
         notebook = result.root / "notebooks" / f"{result.notebook}.ipynb"
-        why = "the notebook is not there"
-        if notebook.exists():
-            why = why_changed(result.facts.get("key") or {}, sources_key(notebook))
-        if why:
+        key = sources_key(notebook) if notebook.exists() else None
+        known = result.facts.get("key") or {}
+        if why := why_changed(known, key) if key else "the notebook is not there":
             place = name_in(result.folder, result.root)
             found.setdefault(place, []).append(f"{result.stem} ({why})")
     return [f"{place}: made by older sources: {'; '.join(ones)}" for place, ones in found.items()]

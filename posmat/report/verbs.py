@@ -26,36 +26,32 @@ def redraw(
     """
     from posmat.report.derive import derive, write
     from posmat.report.gallery import render_pages
-    from posmat.report.store import OWN, chosen, find_drawings, find_results
+    from posmat.report.store import KINDS, OWN, chosen, find_drawings, find_results
 
     results = find_results(root)
     if not results:
         return "", [NO_ROWS]
-    machines = dict.fromkeys(one.machine for one in results)
-    if machine and machine not in machines:
-        there = ", ".join(machines)
+    mine = [one for one in results if machine in (None, one.machine)]
+    if not mine:
+        there = ", ".join(dict.fromkeys(one.machine for one in results))
         return "", [f"data/ has no rows of the machine {machine!r}: there are {there}."]
-    drawings = find_drawings(results)
+    drawings = find_drawings(mine)
     if asked:
         drawings = chosen(drawings, asked)
         results = list(dict.fromkeys(one.run for one in drawings))
-    names = {one.name for one in drawings if machine in (None, one.run.machine)}
-    derived = derive(results, names, workers)
-    tables = {
-        one.report("table.csv") for one in results if machine in (None, one.machine) and not asked
-    }
-    files = {path: made for path, made in derived.files.items() if path.stem in names}
-    tables = {path: made for path, made in derived.files.items() if path in tables}
-    write(files | tables)
-    said, problems = _count(len(files) // 3, "figure"), derived.problems
-    if not asked:
-        pages, bad = render_pages(root, derived.said, results, machine if machine in OWN else None)
-        write(pages)
-        problems = problems + bad
-        shown = [page for page in pages if page.suffix == ".html"]
-        counts = [said, _count(len(tables), "table"), _count(2 * len(shown), "page")]
-        said = "\n  ".join([f"{', '.join(counts)} drawn. Open:", *map(str, shown)])
-    return said, list(dict.fromkeys(problems))
+    derived = derive(results, {one.name for one in drawings}, workers)
+    figures = {one.picture(kind) for one in drawings for kind in KINDS} & derived.files.keys()
+    said = _count(len(figures) // len(KINDS), "figure")
+    if asked:
+        write({path: derived.files[path] for path in figures})
+        return said, list(dict.fromkeys(derived.problems))
+    tables = {one.report("table.csv") for one in mine} & derived.files.keys()
+    write({path: derived.files[path] for path in figures | tables})
+    pages, bad = render_pages(root, derived.said, results, machine if machine in OWN else None)
+    write(pages)
+    shown = [str(page) for page in pages if page.suffix == ".html"]
+    said += f", {_count(len(tables), 'table')}, {_count(2 * len(shown), 'page')} drawn. Open:"
+    return "\n  ".join([said, *shown]), list(dict.fromkeys(derived.problems + bad))
 
 
 def _count(number: int, what: str) -> str:

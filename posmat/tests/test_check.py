@@ -222,8 +222,8 @@ def summarized(root: Path) -> None:
     (result,) = (one for one in find_results(root) if one.stem == "10_summary")
     facts["key"]["rows"] = hash_of_all_rows(root, "alpha")
     path.with_suffix(".json").write_text(json.dumps(facts))
-    make_folder(result.table.parent)
-    rankings(rows, seed).to_csv(result.table)
+    make_folder(result.report("").parent)
+    rankings(rows, seed).to_csv(result.report("table.csv"))
     assert not redraw(root)[1]
 
 
