@@ -5,20 +5,11 @@ from pathlib import Path
 from posmat.measure.files import RecordError
 from posmat.report.store import Drawing, Said, name_in
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
+_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
-def read_citation(root: Path) -> dict:
-    """The facts of CITATION.cff.
-
-    Raises:
-        RecordError: it is not there, or not what it should be.
-    """
+def _read_citation(root: Path) -> dict:
     import yaml
 
     try:
@@ -34,8 +25,8 @@ def read_citation(root: Path) -> dict:
 
 
 def cite_software(root: Path) -> str:
-    """The BibTeX entry of posmat itself."""
-    facts = read_citation(root)
+    """The BibTeX entry of posmat itself; a RecordError where CITATION.cff does not hold."""
+    facts = _read_citation(root)
     fields = {
         "title": f"{{{latex(facts['title'])}}}",
         "author": _authors(facts["authors"]),
@@ -51,7 +42,7 @@ def cite_software(root: Path) -> str:
 def cite_figure(drawing: Drawing, said: Said) -> str:
     """The BibTeX entry of one picture, with what was measured and the rows it is drawn from."""
     run = drawing.run
-    software = read_citation(run.root)
+    software = _read_citation(run.root)
     of = ", ".join(said.processors).replace("(R)", "").replace("(TM)", "")
     where = f"{run.machine}, {run.device}" + (f" ({of})" if of else "")
     rows = ", ".join(name_in(path, run.root) for path in drawing.sources)

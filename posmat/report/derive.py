@@ -6,7 +6,6 @@ not hold is told in one sentence, and of everything else the rest is made.
 
 import gc
 import io
-import re
 from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -20,20 +19,11 @@ from posmat.measure.files import (
     LOCAL,
     QUICK,
     RecordError,
-    is_read_by,
     make_folder,
     replacing,
     rows_digest,
 )
-from posmat.report.store import (
-    KINDS,
-    OWN,
-    Drawing,
-    Result,
-    Said,
-    find_drawings,
-    name_in,
-)
+from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings, name_in
 
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -58,12 +48,9 @@ class Derived:
 
 
 def derive(results: list[Result], drawn: Collection[str] = (), workers: int = 1) -> Derived:
-    """What is made of runs.
+    """What is made of the runs of a project, by so many processes.
 
-    Args:
-        results: the runs of one project.
-        drawn: the names of pictures to draw; of the others is given what they must carry.
-        workers: processes that share the work, a run each.
+    `drawn` are the names of the pictures to draw; of the others is given what they must carry.
     """
     share = partial(derive_run, drawn=drawn)
     if workers > 1 and len(results) > 4:
@@ -106,8 +93,7 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
             cells = shown.astype(object).where(shown.notna(), "").astype(str)
             numbers = {"columns": list(shown), "lines": cells.to_numpy().tolist()}
         except ValueError as error:
-            rows = name_in(result.data(), result.root)
-            made.problems.append(f"{rows}: {first_line(error)}")
+            made.problems.append(f"{name_in(result.data(), result.root)}: {error}")
     with summaries_kept():
         for drawing in find_drawings([result]):
             unknown = [kind for kind in drawing.kinds if kind not in kinds]
@@ -122,7 +108,9 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
                 # Whatever a figure's function stumbles over in rows that somebody edited, the
                 # other figures are still to be made.
                 except Exception as error:
-                    made.problems.append(_stumbled(drawing, error))
+                    source = name_in(drawing.sources[0], result.root)
+                    said = f"{drawing.name} cannot be drawn from {source}: {first_line(error)}"
+                    made.problems.append(said)
     return made
 
 
@@ -149,20 +137,9 @@ def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, sai
     return {drawing.picture(kind): content for kind, content in written.items()}
 
 
-def _stumbled(drawing: Drawing, error: Exception) -> str:
-    source = name_in(drawing.sources[0], drawing.run.root)
-    said = f"{type(error).__name__}: {first_line(error)}"
-    # seaborn's word for a column that is not there is a ValueError.
-    if isinstance(error, KeyError) or "does not appear in `data`" in str(error):
-        names = re.findall(r"['`]([^'`]+)['`]", str(error))
-        said = f"it has no column or method {names[0] if names else first_line(error)!r}."
-    return f"{drawing.name} cannot be drawn from {source}: {said}"
-
-
 def first_line(error: Exception) -> str:
-    """The first line of what an error says; a KeyError without the quotes around it."""
-    said = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return (str(said).splitlines() or [""])[0]
+    """What an error says, of whatever kind it is, on one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -189,11 +166,7 @@ def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def write(files: Files) -> None:
-    """Put files in place, each at one stroke.
-
-    Raises:
-        RecordError: a folder cannot be made.
-    """
+    """Put files in place, each at one stroke."""
     for path, content in files.items():
         make_folder(path.parent)
         with replacing(path) as temporary:
@@ -204,15 +177,14 @@ def compare(files: Files, root: Path) -> list[str]:
     """One line for each file that is not there, or is not what rows give."""
     problems = []
     for path, given in files.items():
-        content = path.read_bytes() if path.is_file() else None
-        if content is None:
-            problems.append(f"{name_in(path, root)} is missing: run 'posmat draw'.")
-        elif isinstance(given, tuple):
+        content = path.read_bytes() if path.is_file() else b""
+        if isinstance(given, tuple):
             holds = all(mark in content for mark in given)
         else:
             holds = content == given or (path.suffix == ".csv" and _same_table(content, given))
-        if content is not None and not holds:
-            problems.append(f"{name_in(path, root)} is not what its rows give: run 'posmat draw'.")
+        if not holds:
+            what = "is not what its rows give" if content else "is missing"
+            problems.append(f"{name_in(path, root)} {what}: run 'posmat draw'.")
     return problems
 
 
@@ -271,13 +243,8 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     try:
         kept = result.read(), pd.read_csv(paths[1])
         asked = str(result.facts["parameters"].get("machines") or "").replace(" ", "")
-        read = [
-            one
-            for one in results
-            if one.device != ALL_DEVICES
-            and is_read_by(machine, one.machine)
-            and (not asked or one.machine in asked.split(","))
-        ]
+        read = [one for one in results if not asked or one.machine in asked.split(",")]
+        read = [one for one in read if one.device != ALL_DEVICES]
         # Its own lines are made of its own rows, where it has any.
         read = [one for one in read if one.machine == machine] or read
         rows = pd.concat([one.read().assign(stem=one.stem) for one in read], ignore_index=True)
@@ -285,12 +252,10 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
         derived = then_and_now(rows, seed), rankings(rows, seed).reset_index()
     except RecordError:  # told where the file itself is checked
         return [], []
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        return [f"{names[1]} is missing or no table: restore it."], []
-    except (KeyError, ValueError) as error:
-        return [f"{names[0]} cannot be made again: {first_line(error)}"], []
-    again = {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
-    again = f"run 'posmat report 10{again}'."
+    except (OSError, KeyError, ValueError) as error:
+        return [f"{names[0]} or its table cannot be made again: {first_line(error)}"], []
+    where = {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
+    again = f"run 'posmat report 10{where}'."
     problems = []
     for name, old, new in zip(names, kept, derived, strict=True):
         # Older sources said less of each line.

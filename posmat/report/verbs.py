@@ -24,6 +24,7 @@ def redraw(
         machine: draw what belongs to this one. For a user's own (local, quick) nothing that git
             tracks is written, whatever matplotlib draws here.
     """
+    from posmat.charts.style import counted
     from posmat.report.derive import derive, write
     from posmat.report.gallery import render_pages
     from posmat.report.store import KINDS, OWN, chosen, find_drawings, find_results
@@ -41,7 +42,7 @@ def redraw(
         results = list(dict.fromkeys(one.run for one in drawings))
     derived = derive(results, {one.name for one in drawings}, workers)
     figures = {one.picture(kind) for one in drawings for kind in KINDS} & derived.files.keys()
-    said = _count(len(figures) // len(KINDS), "figure")
+    said = counted(len(figures) // len(KINDS), "figure")
     if asked:
         write({path: derived.files[path] for path in figures})
         return said, list(dict.fromkeys(derived.problems))
@@ -50,12 +51,8 @@ def redraw(
     pages, bad = render_pages(root, derived.said, results, machine if machine in OWN else None)
     write(pages)
     shown = [str(page) for page in pages if page.suffix == ".html"]
-    said += f", {_count(len(tables), 'table')}, {_count(2 * len(shown), 'page')} drawn. Open:"
+    said += f", {counted(len(tables), 'table')}, {counted(2 * len(shown), 'page')} drawn. Open:"
     return "\n  ".join([said, *shown]), list(dict.fromkeys(derived.problems + bad))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def check_project(

@@ -9,7 +9,7 @@ import yaml
 
 from posmat.measure.files import rows_hash
 from posmat.report import cli
-from posmat.report.cite import cite_figure, cite_software, latex
+from posmat.report.cite import cite_figure, cite_software
 from posmat.report.derive import derive_run
 from posmat.report.store import chosen, find_drawings, find_results
 from posmat.tests.sample import MACHINES, PICTURE, ROOT, keep, make_project, make_rows
@@ -35,18 +35,13 @@ def test_the_software_is_cited_from_citation_cff(tmp_path):
     assert entry.startswith("@software{posmat,\n") and "The posmat developers" in entry
     assert re.search(r"year = \{20\d\d\},", entry)
     (tmp_path / "CITATION.cff").write_text(
-        "title: A & B\nversion: 2\nauthors:\n- {family-names: Doe, given-names: Jo}\n"
+        "title: A & B_1 {~^\\}\nversion: 2\nauthors:\n- {family-names: Doe, given-names: Jo}\n"
         "date-released: 2027-01-02\n"
     )
     entry = cite_software(tmp_path)
-    assert r"title = {{A \& B}}," in entry and "author = {Doe, Jo}," in entry
+    latex = r"A \& B\_1 \{\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
+    assert f"title = {{{{{latex}}}}}," in entry and "author = {Doe, Jo}," in entry
     assert "year = {2027}," in entry and "license" not in entry
-
-
-def test_latex_letters_are_escaped():
-    assert latex("05_x & 100 % of #1 {~^\\}") == (
-        r"05\_x \& 100 \% of \#1 \{\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
-    )
 
 
 @pytest.fixture
