@@ -1,159 +1,155 @@
 """The gallery: what was drawn, on a page for a browser and on one for a code host.
 
 `reports/index.html` and `reports/README.md` show the published machines, `reports/local/` the
-user's own runs beside them. Nothing in them is fetched from a network, and nothing tells when they
-were made: the same rows give the same bytes.
+user's own runs beside them; an executed notebook has a page of its own. Nothing in them is fetched
+from a network, and nothing tells when they were made: the same rows give the same bytes.
 """
 
+import hashlib
 import os
 import re
 from functools import cache
-from html import unescape
+from itertools import product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from posmat.measure.files import RecordError, make_folder, replacing
-from posmat.report.citation import cite_figure
-from posmat.report.drawing import (
-    OWN,
-    Drawing,
-    Library,
-    Result,
-    Words,
-    is_timed,
-    page_digest,
-    read_provenance,
-)
+from posmat.measure.files import replacing
+from posmat.report.cite import cite_figure
+from posmat.report.store import KINDS, OWN, Drawing, Result, Said, holding, name_in
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
-
-_COLUMNS = ("Machine", "Processor or GPU", "Cores", "Memory", "Threads", "Versions", "Measured")
+_VERSIONS = {"Python": "python", "PyTorch": "torch", "CUDA": "cuda", "driver": "driver"}
+_VERSIONS |= {"oneDNN": "onednn", "numpy": "numpy", "pandas": "pandas"}
+_LETTERS = [*ascii_lowercase, *map("".join, product(ascii_lowercase, repeat=2))]
 _BLOCK = re.compile(r"(<!-- posmat:figure (\S+) -->\n)(.*?)(<!-- /posmat:figure -->)", re.DOTALL)
-_LINK = re.compile(r'(?:href|src)="([^"#]+)')  # what begins with '#' is on the page itself
-_LINK_MD = re.compile(r"\]\(([^)#]+)")
 _FOUND = "#What-we-found"  # where a notebook says what its figures show, as Jupyter names it
-_LEAD = (
-    "Each method was compared with its reference before it was timed. Times are medians over "
-    "blocks of calls; a ratio is paired within rounds, and its range is over fresh kernels where "
-    "there were several, a 95 % interval otherwise."
-)
-
-
-def write_pages(
-    root: Path,
-    drawn: dict[Drawing, Words],
-    results: list[Result],
-    library: Library,
-    own: str | None = None,
-) -> list[Path]:
-    """Write the pages of the published machines and, where there are any, of own runs.
-
-    With `own` (local, quick) only those of these runs.
-    """
-    pages = render_pages(root, drawn, results, library, own)
-    for path, text in pages.items():
-        make_folder(path.parent)
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return list(pages)
 
 
 def render_pages(
-    root: Path,
-    drawn: dict[Drawing, Words],
-    results: list[Result],
-    library: Library,
-    own: str | None = None,
-) -> dict[Path, str]:
-    """The text of each page that `write_pages` writes, by its path."""
-    pages = {}
-    for folder, shown in pages_of(root, drawn).items():
-        if own and folder.name != own:
-            continue
-        facts = describe_page(folder, shown, drawn, results, library)
-        for name in ("index.html", "README.md"):
-            pages[folder / name] = _environment().get_template(name).render(facts)
-    return pages
+    root: Path, said: dict[Drawing, Said], results: list[Result], own: str | None = None
+) -> tuple[dict[Path, bytes], list[str]]:
+    """The pages that show what is there now, by their paths, and what they should and cannot show.
+
+    They are those of the published machines with the project's README, and, where there are any,
+    of own runs; with `own` (local, quick) only those of these runs.
+    """
+    published = [one for one in said if one.run.machine not in OWN]
+    shown = {name: [one for one in said if one.run.machine == name] for name in OWN}
+    shown = {name: mine + published for name, mine in shown.items() if mine} | {"": published}
+    pages, problems = {}, []
+    for name in ("", *OWN) if own is None else (own,):
+        if shown.get(name):
+            folder = root / "reports" / name
+            facts = _describe_page(folder, name, shown[name], said, results)
+            for page in ("index.html", "README.md"):
+                pages[folder / page] = _templates().get_template(page).render(facts).encode()
+    readme = root / "README.md"
+    if readme.exists() and own is None:
+        text, problems = with_figures(readme.read_text(encoding="utf-8"), said)
+        pages[readme] = text.encode()
+    return pages, problems
 
 
-def links_of(text: str, page: Path) -> list[Path]:
-    """The files that the text of a page links to or shows."""
-    form = _LINK if page.suffix == ".html" else _LINK_MD
-    targets = dict.fromkeys(unescape(found) for found in form.findall(text))
-    return [page.parent / unquote(target) for target in targets if ":" not in target]
-
-
-def pages_of(root: Path, drawn) -> dict[Path, list[Drawing]]:
-    """The folders that get pages, each with what it shows; a user's own before the published."""
-    published = [one for one in drawn if one.machine not in OWN]
-    pages = {root / "reports": published} if published else {}
-    for own in OWN:
-        mine = [one for one in drawn if one.machine == own]
-        if mine:
-            pages[root / "reports" / own] = mine + published
-    return pages
-
-
-def describe_page(
-    folder: Path,
-    shown: list[Drawing],
-    words: dict[Drawing, Words],
-    results: list[Result],
-    library: Library,
+def _describe_page(
+    folder: Path, own: str, shown: list[Drawing], said: dict[Drawing, Said], results: list[Result]
 ) -> dict:
     """What the templates of a folder's pages need."""
     from posmat.charts.catalogue import FIGURES
 
-    own = folder.name if folder.name in OWN else None
-    root = library.root
     figures = []
     for number, spec in enumerate(FIGURES, 1):
-        pictures = [_picture(one, words[one], folder, library) for one in shown if one.spec is spec]
+        pictures = [_picture(one, said[one], folder) for one in shown if one.id == spec.id]
         for place, picture in enumerate(pictures):
-            picture["letter"] = _letters(place) if len(pictures) > 1 else ""
-        if pictures:
-            heading = f"Figure {number}. {spec.title}"
-            figures.append(
-                {"id": spec.id, "number": number, "title": spec.title, "pictures": pictures}
-                | {"anchor": _anchor(heading)}
-            )
-    elsewhere = []
-    if own and any(one.machine not in OWN for one in shown):
-        elsewhere.append({"href": "../index.html", "text": "The published machines alone"})
-    machines = list(dict.fromkeys((one.machine, one.device) for one in shown))
+            picture["letter"] = _LETTERS[place] if len(pictures) > 1 else ""
+        anchor = re.sub(r"[^\w\- ]", "", f"Figure {number}. {spec.title}".lower())  # as hosts do
+        figure = {"id": spec.id, "number": number, "title": spec.title, "pictures": pictures}
+        figures += [figure | {"anchor": anchor.replace(" ", "-")}] * bool(pictures)
+    digests = sorted(f"{one.name} {said[one].digest}" for one in shown)
+    machines = dict.fromkeys((one.run.machine, one.run.device) for one in shown)
     return {
-        "digest": page_digest(shown),
+        "digest": hashlib.sha256("\n".join(digests).encode()).hexdigest(),
         "title": "posmat: your own runs" if own else "posmat: figures of the published machines",
-        "lead": ("Your own runs beside the published ones. " if own else "") + _LEAD,
-        "css": _css(),
-        "elsewhere": elsewhere,
-        "elsewhere_md": [{**one, "href": "../README.md"} for one in elsewhere],
-        "machine_columns": _COLUMNS,
-        "machines": [_machine(machine, device, results, root) for machine, device in machines],
+        "own": bool(own),
+        "elsewhere": bool(own) and any(one.run.machine not in OWN for one in shown),
+        "machines": [_machine(*where, results) for where in machines],
         "figures": figures,
     }
 
 
-def write_readme(root: Path, drawn: dict[Drawing, Words]) -> list[str]:
-    """Write the figures in the project's README.md anew; what could not be, and why."""
-    path = root / "README.md"
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    new, problems = with_figures(text, drawn)
-    if new != text:
-        with replacing(path) as temporary:
-            temporary.write_text(new, encoding="utf-8")
-    return problems
+def _picture(drawing: Drawing, said: Said, folder: Path) -> dict:
+    """What a page says of one picture, its links from the page's folder."""
+    run = drawing.run
+    files = {"executed notebook": run.report("html"), ".ipynb": run.report("ipynb")}
+    files |= {kind.upper(): drawing.picture(kind) for kind in KINDS}
+    first, *others = drawing.sources
+    files |= {"rows (CSV)": first} | {name_in(path, run.root): path for path in others}
+    files |= {"table (CSV)": run.report("table.csv"), "provenance": run.data("json")}
+    files["source notebook"] = run.root / "notebooks" / f"{run.notebook}.ipynb"
+    variant = run.variant.strip("-").replace("-", ", ").replace("=", " = ")
+    return {
+        "name": drawing.name,
+        "where": " · ".join(filter(None, (run.machine, run.device, variant))),
+        "said": said,
+        "rows": name_in(run.folder, run.root),
+        "size": _size(drawing.picture("svg")),
+        "found": {
+            path.suffix[1:]: _link(path, folder) + _FOUND if path.exists() else ""
+            for path in (run.report("html"), run.report("ipynb"))
+        },
+        "links": {kind: _link(drawing.picture(kind), folder) for kind in KINDS},
+        "files": {text: _link(path, folder) for text, path in files.items() if path.exists()},
+        "bibtex": cite_figure(drawing, said),
+    }
 
 
-def with_figures(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str]]:
-    """A README whose blocks between `<!-- posmat:figure NAME -->` and its end say what rows say."""
-    by_name = {drawing.name: drawing for drawing in drawn}
+def _size(svg: Path) -> tuple[int, int]:
+    """Width and height of a picture in CSS pixels, so that a page does not jump as it loads."""
+    head = svg.read_text(encoding="utf-8")[:4000] if svg.exists() else ""
+    found = re.search(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"', head)
+    return tuple(round(float(points) * 4 / 3) for points in found.groups()) if found else (480, 320)
+
+
+def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
+    """One line of the table of machines, from the provenance of everything measured there."""
+    here = [one for one in results if (one.machine, one.device) == (machine, device)]
+    facts = [one.facts for one in holding(here)]
+
+    def every(name: str, *parts: str) -> list[str]:
+        values = dict.fromkeys(str(one[part].get(name) or "") for part in parts for one in facts)
+        # What a system does not tell is in provenance in words: 'not given', 'not installed'.
+        return [value for value in values if value and not value.startswith("not ")]
+
+    memory = every("gpu_memory_bytes", "device") or every("memory_bytes", "host")
+    processor = ", ".join(every("gpu", "device") or every("processor", "host"))
+    days = sorted({str(one.get("started", ""))[:10] for one in facts} - {""})
+    found = {name: every(key, "device", "libraries") for name, key in _VERSIONS.items()}
+    commits = dict.fromkeys(
+        f"{str(one['commit'])[:10]}" + ("" if one.get("tree_clean") else ", tree changed")
+        for one in (one["sources"] for one in facts)
+        if one.get("commit")
+    )
+    return [
+        f"{machine} · {device}",
+        processor.replace("(R)", "").replace("(TM)", ""),
+        ", ".join(every("cores", "host")),
+        ", ".join(f"{int(one) / 2**30:.0f} GiB" for one in memory),
+        ", ".join(every("threads", "parameters")),
+        ", ".join(f"{name} {', '.join(values)}" for name, values in found.items() if values),
+        " to ".join(dict.fromkeys(days[:1] + days[-1:]))
+        + (f" (commit {'; '.join(commits)})" if commits else ""),
+    ]
+
+
+def with_figures(text: str, said: dict[Drawing, Said]) -> tuple[str, list[str]]:
+    """A README whose blocks between `<!-- posmat:figure NAME -->` and its end say what rows say.
+
+    And one line for each block whose figure cannot be drawn: it is left as it was.
+    """
+    by_name = {drawing.name: drawing for drawing in said}
     problems = []
 
     def block(match: re.Match) -> str:
@@ -164,186 +160,48 @@ def with_figures(text: str, drawn: dict[Drawing, Words]) -> tuple[str, list[str]
                 "its block is left as it was."
             )
             return match[0]
-        return f"{match[1]}{_block(drawing, drawn[drawing])}{match[4]}"
+        picture = _picture(drawing, said[drawing], drawing.run.root)
+        return match[1] + _templates().get_template("figure.md").render(picture) + match[4]
 
     return _BLOCK.sub(block, text), problems
 
 
-def _block(drawing: Drawing, words: Words) -> str:
-    """A picture with its caption, as the project's README shows it."""
-    root, run = drawing.root, drawing.run
-    picture = drawing.picture("png").relative_to(root).as_posix()
-    data = run.folder.relative_to(root).as_posix()
-    executed = run.report("ipynb")
-    measured = ""
-    if executed.exists():
-        link = quote(executed.relative_to(root).as_posix())
-        measured = f", and the notebook that measured them says [what we found]({link}{_FOUND})"
-    return (
-        f"![{escape_markdown(words.alt)}]({quote(picture)})\n\n"
-        f"{escape_markdown(words.caption)} The figure is drawn from the rows in "
-        f"[{data}]({quote(data)}){measured}.\n"
+def write_page(executed: Path) -> Path:
+    """Write `<stem>.html` beside an executed notebook, with its pictures inside."""
+    import nbconvert  # takes most of a second to load
+    import nbformat
+    from pygments.formatters import HtmlFormatter
+
+    notebook = nbformat.read(executed, as_version=4)
+    # Jupyter looks for templates where Python is; pip's --target puts them beside nbconvert.
+    beside = [str(Path(nbconvert.__file__).parents[1] / "share/jupyter/nbconvert/templates")]
+    exporter = nbconvert.HTMLExporter(
+        template_name="basic",
+        embed_images=True,
+        extra_template_basedirs=beside,
+        extra_template_paths=beside,
     )
-
-
-def _picture(drawing: Drawing, words: Words, folder: Path, library: Library) -> dict:
-    """What a page says of one picture, its links from the page's folder."""
-    root = drawing.root
-    links = {kind: _link(drawing.picture(kind), folder) for kind in ("svg", "pdf", "png")}
-    run = drawing.run
-    files = [
-        ("executed notebook", "executed notebook", run.report("html")),
-        (".ipynb", "executed notebook as .ipynb", run.report("ipynb")),
-    ]
-    files += [(kind.upper(), kind.upper(), drawing.picture(kind)) for kind in links]
-    for path in drawing.sources:
-        text = "rows (CSV)" if path == drawing.sources[0] else library.say(path)
-        files.append((text, text, path))
-    files.append(("table (CSV)", "table", run.table))
-    files.append(("provenance", "provenance", run.provenance))
-    source = root / "notebooks" / f"{drawing.spec.notebook}.ipynb"
-    files.append(("source notebook", "source notebook", source))
-    width, height = _size(drawing.picture("svg"))
-    facts, processors = measured_on(drawing, library)
-    return {
-        "name": drawing.name,
-        "where": _where(drawing),
-        "digest": drawing.digest(),
-        "alt": words.alt,
-        "caption": words.caption,
-        "found": {
-            kind: _link(path, folder) + _FOUND if (path := run.report(kind)).exists() else ""
-            for kind in ("html", "ipynb")
-        },
-        "width": width,
-        "height": height,
-        "links": links,
-        "files": [
-            {"text": text, "label": label, "href": _link(path, folder)}
-            for text, label, path in files
-            if path.exists()
-        ],
-        "table": _numbers(drawing, library),
-        "bibtex": cite_figure(root, drawing, facts, processors),
-    }
-
-
-def measured_on(drawing: Drawing, library: Library) -> tuple[dict, list[str]]:
-    """The provenance behind a picture, and the names of the processors or GPUs in its rows.
-
-    Rows that were made of rows name none, and a frame may not: there provenance does.
-    """
-    try:
-        facts = read_provenance(drawing.run.provenance, library.root)
-    except RecordError:  # `posmat check` tells of it
-        facts = {}
-    names: dict[str, None] = {}
-    for path in drawing.sources:
-        frame = library.read(path)
-        if "processor" in frame:
-            names |= dict.fromkeys(str(name) for name in frame["processor"].dropna().unique())
-    known = facts.get("device", {}).get("gpu") or facts.get("host", {}).get("processor")
-    return facts, list(names) or ([str(known)] if known else [])
-
-
-def _numbers(drawing: Drawing, library: Library) -> dict | None:
-    """The table under a picture, where its rows are timed blocks of one run."""
-    from posmat.measure.summary import in_milliseconds
-
-    if len(drawing.sources) != 1 or not is_timed(library.read(drawing.sources[0])):
-        return None
-    shown = in_milliseconds(library.table(drawing.sources[0])).reset_index()
-    names = [*(n for n in shown if n == "method"), *(n for n in shown if n != "method")]
-    lines = [
-        ["" if value is None else _cell(value) for value in line] for line in shown[names].values
-    ]
-    return {"columns": names, "lines": lines}
-
-
-def _cell(value: object) -> str:
-    text = str(value)
-    return "" if text in ("<NA>", "nan", "None") else text
-
-
-def _where(drawing: Drawing) -> str:
-    """Machine, device and variant, as a heading says them."""
-    variant = drawing.variant.strip("-").replace("-", ", ").replace("=", " = ")
-    return " · ".join(filter(None, (drawing.machine, drawing.device, variant)))
-
-
-def _machine(machine: str, device: str, results: list[Result], root: Path) -> dict:
-    """One line of the table of machines, from the provenance of everything measured there."""
-    facts = []
-    for result in results:
-        if (result.machine, result.device) == (machine, device):
-            try:
-                facts.append(read_provenance(result.provenance, root))
-            except RecordError:
-                continue
-
-    def every(*path: str) -> str:
-        values: dict[str, None] = {}
-        for one in facts:
-            value: object = one
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
-            # What a system does not tell is in provenance in words: 'not given', 'not installed'.
-            if value not in (None, "") and not str(value).startswith("not "):
-                values[str(value)] = None
-        return ", ".join(values)
-
-    memory = every("device", "gpu_memory_bytes") or every("host", "memory_bytes")
-    memory = ", ".join(f"{int(one) / 2**30:.0f} GiB" for one in memory.split(", ") if one)
-    versions = [("Python", every("device", "python")), ("PyTorch", every("device", "torch"))]
-    versions += [("CUDA", every("device", "cuda")), ("driver", every("device", "driver"))]
-    versions += [("oneDNN", every("device", "onednn"))]
-    versions += [(name, every("libraries", name)) for name in ("numpy", "pandas")]
-    days = sorted({str(one.get("started", ""))[:10] for one in facts} - {""})
-    measured = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else ""
-    commits = dict.fromkeys(
-        f"{str(one['sources']['commit'])[:10]}"
-        + ("" if one["sources"].get("tree_clean") else ", tree changed")
-        for one in facts
-        if one.get("sources", {}).get("commit")
+    body, _ = exporter.from_notebook_node(notebook)
+    heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    text = (
+        _templates()
+        .get_template("notebook.html")
+        .render(
+            title=heading.splitlines()[0].lstrip("# "),
+            # What scrolls must be reached with the keyboard too.
+            body=body.replace("<pre>", '<pre tabindex="0">'),
+            light=HtmlFormatter(style="default").get_style_defs(".highlight"),
+            dark=HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
+        )
     )
-    commit = f" (commit {'; '.join(commits)})" if commits else ""
-    processor = every("device", "gpu") or every("host", "processor")
-    return {
-        "name": f"{machine} · {device}",
-        "cells": [
-            processor.replace("(R)", "").replace("(TM)", ""),
-            every("host", "cores"),
-            memory,
-            every("parameters", "threads"),
-            ", ".join(f"{name} {value}" for name, value in versions if value),
-            measured + commit,
-        ],
-    }
-
-
-def _size(svg: Path) -> tuple[int, int]:
-    """Width and height of a picture in CSS pixels, so that a page does not jump as it loads."""
-    head = svg.read_text(encoding="utf-8")[:4000] if svg.exists() else ""
-    found = re.search(r'<svg[^>]* width="([\d.]+)pt"[^>]*>', head)
-    tall = re.search(r'<svg[^>]* height="([\d.]+)pt"', head)
-    if not found or not tall:
-        return 480, 320
-    return round(float(found[1]) * 4 / 3), round(float(tall[1]) * 4 / 3)
+    page = executed.with_suffix(".html")
+    with replacing(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
 
 
 def _link(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path, folder)).as_posix())
-
-
-def _letters(place: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
-    tens, ones = divmod(place, 26)
-    return (_letters(tens - 1) if tens else "") + chr(ord("a") + ones)
-
-
-def _anchor(heading: str) -> str:
-    """The anchor that code hosts give a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def escape_markdown(text: str) -> str:
@@ -352,18 +210,11 @@ def escape_markdown(text: str) -> str:
 
 
 @cache
-def _css() -> str:
-    from markupsafe import Markup
-
-    return Markup((TEMPLATES / "gallery.css").read_text(encoding="utf-8"))
-
-
-@cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=PackageLoader("posmat.report"),
         autoescape=lambda name: str(name).endswith(".html"),
         undefined=StrictUndefined,
         keep_trailing_newline=True,

@@ -324,7 +324,7 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
         key: what the results depend on, kept in their provenance.
         tell: is called when a cell begins.
     """
-    from posmat.report.page import write_page
+    from posmat.report.gallery import write_page
 
     began = time.monotonic()
     make_folder(folder)

@@ -9,6 +9,7 @@ import click
 
 Root = Callable[[], Path]  # gives the project's folder
 NO_ROWS = "there are no rows in data/: run 'posmat report' first."
+WORKERS = min(4, os.cpu_count() or 1)
 
 
 def redraw(
@@ -23,51 +24,63 @@ def redraw(
         machine: draw what belongs to this one. For a user's own (local, quick) nothing that git
             tracks is written, whatever matplotlib draws here.
     """
-    from posmat.report.drawing import (
-        OWN,
-        Library,
-        chosen,
-        draw_all,
-        find_drawings,
-        find_results,
-        words_of_all,
-    )
-    from posmat.report.gallery import write_pages, write_readme
+    from posmat.charts.style import counted
+    from posmat.report.derive import derive, write
+    from posmat.report.gallery import render_pages
+    from posmat.report.store import KINDS, OWN, chosen, find_drawings, find_results
 
     results = find_results(root)
     if not results:
         return "", [NO_ROWS]
-    if machine and machine not in {one.machine for one in results}:
+    mine = [one for one in results if machine in (None, one.machine)]
+    if not mine:
         there = ", ".join(dict.fromkeys(one.machine for one in results))
         return "", [f"data/ has no rows of the machine {machine!r}: there are {there}."]
-    library = Library(root)
-    drawings, problems = find_drawings(results)
+    drawings = find_drawings(mine)
     if asked:
-        drawn, _, bad = draw_all(chosen(drawings, asked), [], library, workers)
-        return _count(len(drawn), "figure"), list(dict.fromkeys(bad))
-    own = machine in OWN
-    wanted = [one for one in drawings if machine in (None, one.machine)]
-    drawn, tables, bad = draw_all(
-        wanted,
-        [one for one in results if machine in (None, one.machine)],
-        library,
-        workers,
-    )
-    problems += bad
-    said, bad = words_of_all([one for one in drawings if one not in wanted], library)
-    problems += bad
-    shown = {one: (drawn | said)[one] for one in drawings if one in drawn or one in said}
-    pages = write_pages(root, shown, results, library, machine if own else None)
-    if not own:
-        problems += write_readme(root, shown)
-    counts = (len(drawn), "figure"), (tables, "table"), (len(pages), "page")
-    lines = [", ".join(_count(*count) for count in counts) + " drawn. Open:"]
-    lines += [f"  {page}" for page in pages if page.suffix == ".html"]
-    return "\n".join(lines), list(dict.fromkeys(problems))
+        drawings = chosen(drawings, asked)
+        results = list(dict.fromkeys(one.run for one in drawings))
+    derived = derive(results, {one.name for one in drawings}, workers)
+    figures = {one.picture(kind) for one in drawings for kind in KINDS} & derived.files.keys()
+    said = counted(len(figures) // len(KINDS), "figure")
+    if asked:
+        write({path: derived.files[path] for path in figures})
+        return said, list(dict.fromkeys(derived.problems))
+    tables = {one.report("table.csv") for one in mine} & derived.files.keys()
+    write({path: derived.files[path] for path in figures | tables})
+    pages, bad = render_pages(root, derived.said, results, machine if machine in OWN else None)
+    write(pages)
+    shown = [str(page) for page in pages if page.suffix == ".html"]
+    said += f", {counted(len(tables), 'table')}, {counted(2 * len(shown), 'page')} drawn. Open:"
+    return "\n  ".join([said, *shown]), list(dict.fromkeys(derived.problems + bad))
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def check_project(
+    root: Path, published: bool = False, workers: int = 1
+) -> tuple[list[str], list[str], list[str]]:
+    """What does not hold, which rows older sources made, and what else is to be known.
+
+    Each is a list of lines. With `published` a user's own runs are left out.
+    """
+    from posmat.report.derive import SUMMARY, check_summary, compare, derive, orphans
+    from posmat.report.gallery import render_pages
+    from posmat.report.store import find_results, older_sources, unknown_commits
+
+    results = find_results(root, published)
+    if not results:
+        return [NO_ROWS], [], []
+    derived = derive(results, workers=workers)
+    problems, notes = derived.problems + compare(derived.files, root), []
+    if not problems:  # a page shows all of that, and is judged when it holds
+        pages, problems = render_pages(root, derived.said, results)
+        problems += compare(pages, root)
+    for result in results:
+        if result.notebook == SUMMARY:
+            bad, known = check_summary(result, results)
+            problems, notes = problems + bad, notes + known
+    problems += orphans(root, results, published)
+    notes += unknown_commits(results)
+    return list(dict.fromkeys(problems)), older_sources(results), notes
 
 
 @click.command(short_help="draw every figure, table and page again from data/")
@@ -81,7 +94,7 @@ def draw(root: Root, figures: tuple[str, ...], machine: str | None) -> int:
 
     FIGURE is an id, or id-machine-device; all of them without one.
     """
-    said, problems = redraw(root(), [*figures], min(4, os.cpu_count() or 1), machine)
+    said, problems = redraw(root(), [*figures], WORKERS, machine)
     if said:
         print(said)
     return _tell(problems)
@@ -95,9 +108,7 @@ def draw(root: Root, figures: tuple[str, ...], machine: str | None) -> int:
 @click.pass_obj
 def check(root: Root, strict: bool, published: bool) -> int:
     """Derive again and compare, one line for each file that does not hold."""
-    from posmat.report.checking import check_project
-
-    problems, older, notes = check_project(root(), published)
+    problems, older, notes = check_project(root(), published, WORKERS)
     for line in notes:
         print(f"posmat: {line}")
     for line in older:
@@ -115,32 +126,25 @@ def cite(root: Root, figure: str | None) -> int:
 
     FIGURE is an id, or id-machine-device.
     """
-    from posmat.report import citation
+    from posmat.report.cite import cite_software, tell_figure
 
     if figure is None:
-        print(citation.cite_software(root()))
+        print(cite_software(root()))
         return 0
-    from posmat.charts.catalogue import figure_number
-    from posmat.report.drawing import (
-        OWN,
-        Library,
-        chosen,
-        find_drawings,
-        find_results,
-        words_of_all,
-    )
-    from posmat.report.gallery import measured_on
+    from posmat.report.derive import derive_run
+    from posmat.report.store import OWN, chosen, find_drawings, find_results
 
-    project = root()
-    results, library = find_results(project), Library(project)
-    found = chosen(find_drawings(results)[0], [figure])
-    published = [one for one in found if one.machine not in OWN]
-    said_of, problems = words_of_all(published or found, library)
-    for place, (drawing, words) in enumerate(said_of.items()):
-        measured, processors = measured_on(drawing, library)
-        entry = citation.cite_figure(project, drawing, measured, processors)
-        said = citation.tell_figure(drawing, figure_number(drawing.spec.id), words, entry)
-        print(("\n" if place else "") + said)
+    found = chosen(find_drawings(find_results(root())), [figure])
+    published = [one for one in found if one.run.machine not in OWN]
+    entries, problems = [], []
+    for drawing in published or found:
+        derived = derive_run(drawing.run)
+        if drawing in derived.said:
+            entries.append(tell_figure(drawing, derived.said[drawing]))
+        else:
+            problems += derived.problems
+    if entries:
+        print("\n\n".join(entries))
     return _tell(problems)
 
 

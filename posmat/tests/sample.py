@@ -14,7 +14,7 @@ from posmat.measure.files import rows_hash
 from posmat.measure.run import describe_sources
 from posmat.measure.summary import AGAIN, FLOOR
 from posmat.report.freshness import sources_key
-from posmat.report.page import write_page
+from posmat.report.gallery import write_page
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINES = (("alpha", "cpu", "A Processor"), ("beta", "cuda", "A GPU <x>"))

@@ -10,7 +10,7 @@ from posmat.charts.catalogue import FIGURES, draw_figure, figure_number, find_fi
 from posmat.charts.style import ALT_LENGTH, COLOURS, as_text, in_words, medians
 from posmat.measure.files import project_root
 from posmat.measure.summary import AGAIN, FLOOR
-from posmat.report.drawing import OWN, Library, find_drawings, find_results
+from posmat.report.store import OWN, find_drawings, find_results
 
 
 @pytest.fixture
@@ -187,16 +187,15 @@ def test_names_in_colours_can_be_read():
 
 def published() -> list:
     root = project_root()
-    drawings = find_drawings(find_results(root))[0] if root and (root / "data").is_dir() else []
-    return [one for one in drawings if one.machine not in OWN]
+    drawings = find_drawings(find_results(root)) if root and (root / "data").is_dir() else []
+    return [one for one in drawings if one.run.machine not in OWN]
 
 
 @pytest.mark.parametrize("drawing", published() or [None], ids=lambda one: getattr(one, "name", ""))
 def test_a_published_figure_can_be_read_and_says_what_it_shows(drawing):
     if drawing is None:
         pytest.skip("nothing is published here")
-    frames = Library(drawing.root).read_all(drawing)
-    figure = draw_figure(drawing.spec.id, *frames)
+    figure = draw_figure(drawing.id, *map(drawing.run.read, drawing.kinds))
     assert figure.alt != figure.caption and re.search(r"\d", figure.alt)
     assert figure.alt.endswith(".") and figure.caption.endswith(".")
     assert len(figure.alt) < 2 * ALT_LENGTH and not re.search(r"nan|None|<NA>", figure.alt)

@@ -75,15 +75,10 @@ def test_every_link_and_picture_is_there_and_local(project, page):
             assert not anchor or anchor in Links(path.parent / there).ids, target
     assert "script" not in found.tags
     text = path.read_text()
-    assert "http" not in re.sub(r"rows sha256 \w+", "", text) and str(project) not in text
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_figure_links_the_notebooks_that_measured_it(project, page):
-    cards = (project / page).read_text().split("<article")[1:]
-    linked = [re.findall(r'href="([^"]*/\d\d_[^"]*\.html)"', card) for card in cards]
-    assert len(cards) >= 6 and all(linked)
+    cards = text.split("<article")[1:]
+    assert len(cards) >= 6
     assert all('.html#What-we-found" aria-label="What we found of' in card for card in cards)
+    assert "http" not in re.sub(r"rows sha256 \w+", "", text) and str(project) not in text
 
 
 @pytest.mark.parametrize("page", ["reports/README.md", "reports/local/README.md"])
@@ -103,11 +98,7 @@ def test_the_page_for_a_code_host_links_what_is_there(project, page):
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in tables}) == 1
     assert "<script" not in text.replace(r"\<script", "")
-
-
-def test_names_are_escaped(project):
-    page = (project / "reports/index.html").read_text()
-    assert "&lt;script&gt;alert(1)" in page and "<script" not in page
+    assert "&lt;script&gt;alert(1)" in path.with_name("index.html").read_text()
     assert escape_markdown("a_b *c*\n<d> | `e`") == r"a\_b \*c\* \<d\> \| \`e\`"
 
 
@@ -118,14 +109,7 @@ def test_own_runs_stand_beside_the_published_and_not_among_them(project):
     assert set(published.sources) <= {source.removeprefix("../") for source in own.sources}
 
 
-def test_the_machines_are_named_on_top(project):
-    page = (project / "reports/index.html").read_text()
-    top = page[: page.index('id="contents"')]
-    for word in ("alpha · cpu", "beta · cuda", "PyTorch 2.13.0", "2026-11-01", "GiB"):
-        assert word in top
-
-
-def test_versions_are_shown_where_provenance_has_them(blank_pictures, tmp_path):
+def test_machines_and_versions_are_shown_where_provenance_has_them(blank_pictures, tmp_path):
     root = make_project(tmp_path, MACHINES[1:])
     (root / "README.md").unlink()  # it shows a picture of the other machine
     (path,) = (root / "data/beta/cuda").glob("05_*.json")
@@ -137,6 +121,8 @@ def test_versions_are_shown_where_provenance_has_them(blank_pictures, tmp_path):
     assert not redraw(root)[1]
     for page in ("index.html", "README.md"):
         text = (root / "reports" / page).read_text()
+        for word in ("beta · cuda", "PyTorch 2.13.0", "2026-11-01", "GiB"):
+            assert word in text
         assert "CUDA 13.0, driver 570.86.15, oneDNN 3.7.1, numpy 2.4.6" in text
         assert "not installed" not in text
 
@@ -146,8 +132,7 @@ def test_a_figure_is_rewritten_between_its_marks_only(project):
     assert "\n\nThe sign-magnitude form of a fully connected layer beside the layer itself." in text
     assert "says [what we found](reports/alpha/cpu/05_positive_matrix_product.ipynb#What" in text
     assert f"](reports/figures/{PICTURE}.png)" in text and text.endswith("-->\n\nThe end.\n")
-    changed = text.replace("beside", "without").replace("The end.", "Another end.")
-    unknown = changed.replace(PICTURE, "gone-alpha-cpu")
+    unknown = text.replace(PICTURE, "gone-alpha-cpu")
     again, problems = with_figures(unknown, {})
     assert again == unknown and "gone-alpha-cpu" in problems[0]
 

@@ -26,7 +26,6 @@ from posmat.measure.files import (
 from posmat.measure.memory import peak_memory
 from posmat.measure.run import JOB_VARIABLE, start_run
 from posmat.measure.summary import summarize
-from posmat.report.drawing import owner_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = [
@@ -181,7 +180,7 @@ def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monke
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
 def test_every_published_file_and_column_is_described(path):
     text = (ROOT / "data" / "README.md").read_text()
-    if owner_of(path)[1]:
+    if len(path.suffixes) > 1 and path.is_relative_to(ROOT / "data"):  # a frame beside rows
         assert f"`{re.sub(r'-.*(?=[.].+[.]csv)', '', path.name)}`" in text
     with path.open(newline="") as file:
         assert not undescribed(next(csv.reader(file)), text)

@@ -13,9 +13,9 @@ import psutil
 
 from posmat.measure.files import LOCAL
 from posmat.report import cli, freshness
-from posmat.report.checking import check_project
 from posmat.report.freshness import code_of, job_key, sources_key, why_stale
 from posmat.report.jobs import find_notebooks, plan
+from posmat.report.verbs import check_project
 from posmat.tests.tiny import KEEP, make_notebook, report, start
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,269 @@
+"""What data/ holds: runs, their rows and frames, held against their hashes, and their figures.
+
+Whatever does not belong there is refused here, in one sentence, and nowhere else. No torch.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posmat.measure.files import ALL_DEVICES, LOCAL, QUICK, RecordError, read_rows, rows_hash
+from posmat.measure.run import ask_git
+
+if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
+    import pandas as pd
+
+    from posmat.charts.catalogue import FigureSpec
+
+OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
+KINDS = ("svg", "pdf", "png")
+
+# What provenance must be made of where it has it: its readers rely on it.
+_OBJECTS = ("host", "device", "libraries", "sources", "parameters", "frames_sha256")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run left in data/ and reports/: the files of one stem."""
+
+    root: Path
+    machine: str
+    device: str
+    stem: str
+
+    @property
+    def notebook(self) -> str:
+        return self.stem.partition("-")[0]
+
+    @property
+    def variant(self) -> str:
+        return self.stem.removeprefix(self.notebook)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "data" / self.machine / self.device
+
+    def data(self, kind: str = "csv") -> Path:
+        """Its rows (csv), a frame beside them (<what>.csv) or its provenance (json)."""
+        return self.folder / f"{self.stem}.{kind}"
+
+    def report(self, kind: str) -> Path:
+        """What it left in reports/: its html, ipynb or table.csv."""
+        return self.root / "reports" / self.machine / self.device / f"{self.stem}.{kind}"
+
+    @cached_property
+    def facts(self) -> dict:
+        """Its provenance.
+
+        Raises:
+            RecordError: it is not there, no JSON object, or of another machine, notebook or host.
+        """
+        name = name_in(self.data("json"), self.root)
+        facts = _json(self.data("json"))
+        if facts is None:
+            raise RecordError(
+                f"{name} is missing or no JSON: the rows beside it have no provenance; measure "
+                "again, or restore the file."
+            )
+        for part in _OBJECTS:
+            if not isinstance(facts.setdefault(part, {}), dict):
+                raise RecordError(
+                    f"{name} has {json.dumps(facts[part])[:40]} as {part!r}, where an object "
+                    "belongs: measure again, or restore the file."
+                )
+        for key, own in (("machine", self.machine), ("notebook", self.notebook)):
+            if facts.get(key) != own:
+                raise RecordError(f"{name} is of the {key} {facts.get(key)!r}, not of {own!r}.")
+        mark = self.folder.parent / "host.json"
+        said, owner = name_in(mark, self.root), (_json(mark) or {}).get("host_identity")
+        if not owner:
+            raise RecordError(f"{said} is missing or names no host: the rows have no owner.")
+        if facts["host"].get("host_identity") != owner:
+            raise RecordError(f"{name} was made on another host than the one in {said}.")
+        return facts
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of its rows and frames by their kinds, as its provenance has them."""
+        frames = {f"{what}.csv": known for what, known in self.facts["frames_sha256"].items()}
+        return {"csv": self.facts.get("rows_sha256"), **frames}
+
+    def read(self, kind: str = "csv") -> "pd.DataFrame":
+        """Its rows or a frame, held against its provenance.
+
+        Raises:
+            RecordError: the file does not hold; one sentence says how.
+        """
+        path = self.data(kind)
+        name = name_in(path, self.root)
+        if not path.is_file():
+            raise RecordError(f"{name} is missing: measure again, or restore the file.")
+        if self.hashes.get(kind) != rows_hash(path):
+            raise RecordError(
+                f"{name} is not the file that its provenance describes (another sha256): "
+                "measure again, or restore the file."
+            )
+        frame = read_rows(path)
+        for column, own in (("machine", self.machine), ("device", self.device)):
+            if column in frame and self.device != ALL_DEVICES:
+                for other in set(frame[column].dropna()) - {own}:
+                    raise RecordError(f"{name} has rows of the {column} {other!r}, not of {own!r}.")
+        return frame
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture to be made: a figure of the list, of one run."""
+
+    run: Result
+    id: str
+
+    @property
+    def spec(self) -> "FigureSpec":
+        from posmat.charts.catalogue import find_figure
+
+        return find_figure(self.id)
+
+    @property
+    def suffix(self) -> str:
+        return f"{self.run.variant}-{self.run.machine}-{self.run.device}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.id}{self.suffix}"
+
+    @property
+    def kinds(self) -> list[str]:
+        """The files of its run that it is drawn from, in the order of the figure's `reads`."""
+        return [name.removeprefix("{stem}.") for name in self.spec.reads]
+
+    @property
+    def sources(self) -> list[Path]:
+        return [self.run.data(kind) for kind in self.kinds]
+
+    def picture(self, kind: str) -> Path:
+        return self.run.root / "reports" / "figures" / f"{self.name}.{kind}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of a picture, of its rows alone."""
+
+    caption: str
+    alt: str  # itself, for who cannot see it
+    digest: str
+    processors: list[str]
+    table: dict | None  # the numbers behind it, as a page shows them
+
+
+def name_in(path: Path, root: Path) -> str:
+    """A path as a sentence names it: from the project's root."""
+    return path.relative_to(root).as_posix()
+
+
+def find_results(root: Path, published: bool = False) -> list[Result]:
+    """Every run in data/, by machine, device and stem; with `published` without a user's own."""
+    found = []
+    for folder in sorted((root / "data").glob("*/*/")):
+        stems = [path.stem for path in folder.glob("*.json")]
+        for name in sorted(path.stem for path in folder.glob("*.csv")):
+            # Rows whose provenance is gone; a frame, <stem>.<what>.csv, belongs to its stem.
+            if not any(name == stem or name.startswith(f"{stem}.") for stem in stems):
+                stems.append(name)
+        found += [Result(root, folder.parent.name, folder.name, stem) for stem in sorted(stems)]
+    return [one for one in found if not published or one.machine not in OWN]
+
+
+def find_drawings(results: Iterable[Result]) -> list[Drawing]:
+    """Every picture that the list of figures makes of results, in the list's order."""
+    from posmat.charts.catalogue import FIGURES
+
+    pairs = product(FIGURES, results)
+    return [Drawing(run, spec.id) for spec, run in pairs if run.notebook == spec.notebook]
+
+
+def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
+    """The drawings that were asked for, by a figure's id or by a picture's name.
+
+    Raises:
+        KeyError: neither a figure nor a picture has this name; near ones are suggested.
+    """
+    import difflib
+
+    from posmat.charts.catalogue import FIGURES
+
+    notebooks = {spec.id: spec.notebook for spec in FIGURES}
+    by_word: dict[str, list[Drawing]] = {name: [] for name in notebooks}
+    for one in drawings:
+        by_word[one.id].append(one)
+        by_word[one.name] = [one]
+    for word in asked:
+        if word not in by_word:
+            near = difflib.get_close_matches(word, by_word, n=3, cutoff=0)
+            raise KeyError(f"no figure has the id {word!r}: did you mean {' or '.join(near)}?")
+        if not by_word[word]:
+            raise KeyError(
+                f"figure {word!r} has no rows in data/ yet: run 'posmat report {notebooks[word]}'."
+            )
+    return list(dict.fromkeys(one for word in asked for one in by_word[word]))
+
+
+def unknown_commits(results: Iterable[Result]) -> list[str]:
+    """One line for each commit that made rows and that the repository here does not have.
+
+    Nothing where there is no repository, or a shallow one, which does not have most.
+    """
+    places: dict[str, dict[str, None]] = {}
+    for result in holding(results):
+        root, commit = result.root, str(result.facts["sources"].get("commit"))
+        if re.fullmatch("[0-9a-f]{7,64}", commit) and (root / ".git").exists():
+            places.setdefault(commit, {})[name_in(result.folder, root)] = None
+    if not places or ask_git(root, "rev-parse", "--is-shallow-repository") != "false":
+        return []
+    return [
+        f"{', '.join(where)}: made at the commit {commit[:10]}, which this repository does not have"
+        for commit, where in places.items()
+        if ask_git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None
+    ]
+
+
+def older_sources(results: Iterable[Result]) -> list[str]:
+    """One line for each machine and device whose rows other sources made than those here.
+
+    Whether that is so is asked as `posmat report` asks, but for host, device and PyTorch's version.
+    """
+    from posmat.report.freshness import sources_key, why_changed
+
+    found: dict[str, list[str]] = {}
+    for result in holding(results):
+        notebook = result.root / "notebooks" / f"{result.notebook}.ipynb"
+        key = sources_key(notebook) if notebook.exists() else None
+        known = result.facts.get("key") or {}
+        if why := why_changed(known, key) if key else "the notebook is not there":
+            place = name_in(result.folder, result.root)
+            found.setdefault(place, []).append(f"{result.stem} ({why})")
+    return [f"{place}: made by older sources: {'; '.join(ones)}" for place, ones in found.items()]
+
+
+def holding(results: Iterable[Result]) -> list[Result]:
+    """Those of results whose provenance holds; of the others is told where they are read."""
+    found = []
+    for result in results:
+        with suppress(RecordError):
+            found += [result] * bool(result.facts)
+    return found
+
+
+def _json(path: Path) -> dict | None:
+    """The JSON object in a file; None where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
