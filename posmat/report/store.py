@@ -62,7 +62,7 @@ class Result:
         """Its provenance.
 
         Raises:
-            RecordError: it is not there, no JSON object, or of another machine, notebook or host.
+            RecordError: it is not there, or no JSON object, or a part of it is none.
         """
         name = name_in(self.data("json"), self.root)
         facts = _json(self.data("json"))
@@ -77,6 +77,16 @@ class Result:
                     f"{name} has {json.dumps(facts[part])[:40]} as {part!r}, where an object "
                     "belongs: measure again, or restore the file."
                 )
+        return facts
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of its rows and frames by their kinds, as its provenance has them.
+
+        Raises:
+            RecordError: there is none, or it is of another machine, notebook or host.
+        """
+        name, facts = name_in(self.data("json"), self.root), self.facts
         for key, own in (("machine", self.machine), ("notebook", self.notebook)):
             if facts.get(key) != own:
                 raise RecordError(f"{name} is of the {key} {facts.get(key)!r}, not of {own!r}.")
@@ -86,13 +96,8 @@ class Result:
             raise RecordError(f"{said} is missing or names no host: the rows have no owner.")
         if facts["host"].get("host_identity") != owner:
             raise RecordError(f"{name} was made on another host than the one in {said}.")
-        return facts
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """The sha256 of its rows and frames by their kinds, as its provenance has them."""
-        frames = {f"{what}.csv": known for what, known in self.facts["frames_sha256"].items()}
-        return {"csv": self.facts.get("rows_sha256"), **frames}
+        frames = {f"{what}.csv": known for what, known in facts["frames_sha256"].items()}
+        return {"csv": facts.get("rows_sha256"), **frames}
 
     def read(self, kind: str = "csv") -> "pd.DataFrame":
         """Its rows or a frame, held against its provenance.
@@ -112,7 +117,7 @@ class Result:
         frame = read_rows(path)
         for column, own in (("machine", self.machine), ("device", self.device)):
             if column in frame and self.device != ALL_DEVICES:
-                for other in set(frame[column].dropna()) - {own}:
+                for other in sorted(set(frame[column].dropna()) - {own}):
                     raise RecordError(f"{name} has rows of the {column} {other!r}, not of {own!r}.")
         return frame
 
