@@ -128,8 +128,8 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     for (kind, wrong), own in table.groupby(["kind", "wrong"], sort=False):
         x, y, label = own["gemms"], own["ratio"], name_of(kind, wrong)
         if kind == _AGAIN:
-            middle, low, high = own.iloc[0][["ratio", "ratio_low", "ratio_high"]].astype(float)
-            label += f": {middle:.3f}× ({low:.3f} to {high:.3f})"
+            low, high = own.iloc[0][["ratio_low", "ratio_high"]].astype(float)
+            label += f": {low:.3f}× to {high:.3f}×"
         if kind in levels:
             colour, dashes = levels[kind]
             axes.hlines(y, 1, most, colour, dashes, label=label)
