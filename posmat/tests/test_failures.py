@@ -168,15 +168,6 @@ def wait_for(happened, seconds=30):
         time.sleep(0.02)
 
 
-def test_a_file_where_a_folder_should_be(tmp_path):
-    make_notebook(tmp_path, "01_is_good", KEEP)
-    (tmp_path / "data").write_text("")
-    code, out, err = report(tmp_path)
-    assert code == 1 and err.startswith("posmat: 01_is_good failed before its first cell: ")
-    assert "data/local cannot be made (Not a directory)" in err and err.count("\n") == 1
-    assert out.splitlines()[-1].startswith("0 done, 1 failed, 0 skipped. Look at ")
-
-
 def test_folders_that_vanish_while_a_notebook_runs(tmp_path):
     remove = "import shutil; shutil.rmtree({!r})"
     make_notebook(tmp_path, "01_staging", remove.format(str(tmp_path / ".posmat")), KEEP)
