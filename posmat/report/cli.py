@@ -6,7 +6,6 @@ import re
 import signal
 import sys
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from posmat.report.verbs import check, cite, draw, redraw
 DONE, FAILED, WRONG_USE = 0, 1, 2
 _DEVICES = click.Choice(["cpu", "cuda", "all"])
 _COUNT = click.IntRange(1)
+_SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -28,6 +28,9 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what is said has signs that not every system has
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
     try:
         return verbs.main(words, "posmat", standalone_mode=False)
     except click.UsageError as error:
@@ -43,6 +46,13 @@ def main(words: list[str] | None = None) -> int:
         code, text = FAILED, f"stopped by {error.__cause__ or 'Ctrl-C'}."
     print(f"posmat: {text}", file=sys.stderr)
     return code
+
+
+def _stop(number: int, frame) -> None:
+    """Stop as for Ctrl-C; the signals after the first change nothing."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(signal.Signals(number).name.replace("SIGINT", "Ctrl-C"))
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,30 +90,6 @@ class Progress(tqdm):
     def tell(self, number: int, total: int, line: str) -> None:
         """A cell begins."""
         self.set_description_str(f"cell {number} of {total} ({line})")
-
-
-@contextmanager
-def stoppable():
-    """Within, SIGTERM and SIGHUP are as Ctrl-C; signals after the first change nothing.
-
-    A signal that is ignored (as under nohup) stays so.
-    """
-    found = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
-    before = {one: signal.getsignal(one) for one in found}
-
-    def stop(number, frame):
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number).name.replace("SIGINT", "Ctrl-C"))
-
-    try:
-        for one, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(one, stop)
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 @verbs.command(short_help="run notebooks and keep their rows, tables and figures")
@@ -151,14 +137,13 @@ def report(**words) -> int:
         given = asked.parameters, asked.runs, asked.cell_timeout
         return jobs.plan(notebooks, devices, machine, *given)
 
-    with stoppable():
-        with Progress(asked.quiet) as progress:
-            if asked.scheduler:
-                outcomes = _run_on_cluster(asked, plan, progress)
-            else:
-                planned = plan(jobs.devices_here(asked.device, progress.say))
-                outcomes = _run_all(planned, asked.force, progress)
-        return _conclude(outcomes, root, asked.quiet)
+    with Progress(asked.quiet) as progress:
+        if asked.scheduler:
+            outcomes = _run_on_cluster(asked, plan, progress)
+        else:
+            planned = plan(jobs.devices_here(asked.device, progress.say))
+            outcomes = _run_all(planned, asked.force, progress)
+    return _conclude(outcomes, root, asked.quiet)
 
 
 def _check_machine(asked: SimpleNamespace) -> None:
@@ -298,8 +283,7 @@ def worker(address: str, machine: str, device: str) -> int:
 
     _check_name(machine)
     devices = devices_here(device, Progress().say)
-    with stoppable():
-        asyncio.run(cluster.offer(address, machine, devices))
+    asyncio.run(cluster.offer(address, machine, devices))
     return DONE
 
 

@@ -32,7 +32,6 @@ JOIN_S = 60  # a first worker, who may be starting just now, has joined by then
 FETCH_S = 300  # a worker that is there has handed out a job's files by then
 LOOK_S = 2  # between two looks at who is there
 GONE_S = 15  # a device that nobody has offered for so long does not come back
-
 NO_SCHEDULER = "no scheduler answers at {}: start one with 'dask scheduler', or give its address."
 
 # dask watches itself, which costs 8 % of a core by default: too much for a machine that is timed.
@@ -54,7 +53,7 @@ async def offer(address: str, machine: str, devices: list[str]) -> None:
     """
     local = address.rpartition("//")[2].startswith(("127.", "localhost", "[::1]"))
     own = {"nthreads": 1, "memory_limit": 0, "death_timeout": JOIN_S}
-    own |= {"host": "127.0.0.1"} if local else {}
+    own["host"] = "127.0.0.1" if local else None
     with dask.config.set(QUIET):
         async with AsyncExitStack() as stack:
             nannies = [Nanny(address, name=f"{machine}-{device}", **own) for device in devices]
@@ -158,12 +157,11 @@ def await_machines(client: Client, device: str, say: Say) -> dict[tuple[str, str
 def place(jobs: list[Job], machines: dict, every: bool, force: bool) -> list[Job | Outcome]:
     """The jobs that are to run, and an outcome "skipped" for those that are up to date.
 
-    Raises:
-        RecordError: a machine's folder is another host's.
+    A machine's folder that is another host's is refused with RecordError.
     """
     placed: list[Job | Outcome] = []
     for job in jobs:
-        ones: list[Job | Outcome] = []
+        ones = []
         for machine in sorted(name for name, device in machines if device == job.device):
             facts, one = machines[machine, job.device], replace(job, machine=machine)
             claim_machine(job.root, machine, facts)

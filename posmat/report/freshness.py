@@ -37,14 +37,12 @@ _NO_CLOCK = (*_VIEWS, "measure.files", "measure.run")
 def job_key(job, host: str = "", torch: str = "") -> dict:
     """The key of a job, by parts: each a hash or a name.
 
-    Args:
-        job: the job.
-        host: the identity of the host that runs it; this one by default.
-        torch: the version of PyTorch there; the one installed here by default.
+    For another host, `host` is its identity and `torch` the version of PyTorch there.
     """
-    given = {name: value for name, value in sorted(job.parameters.items()) if name != "device"}
     key = sources_key(job.notebook) | {
-        "parameters": given,
+        "parameters": {
+            name: job.parameters[name] for name in sorted({*job.parameters} - {"device"})
+        },
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),
@@ -154,15 +152,13 @@ def _without_empty_fields(node):
 
 def hash_of_all_rows(root: Path, own: str) -> str:
     """One hash of the measuring notebooks' rows that a summary on the machine `own` reads."""
-    files = [
-        path
+    lines = [
+        (path.relative_to(root).as_posix(), rows_hash(path))
         for path in sorted((root / "data").glob("*/*/*.csv"))
         if path.parts[-2] != ALL_DEVICES and is_read_by(own, path.parts[-3])
     ]
-    lines = [(path.relative_to(root).as_posix(), rows_hash(path)) for path in files]
-    if (root / "data" / "seed.csv").exists():
-        lines.append(("seed", rows_hash(root / "data" / "seed.csv")))
-    return _hash(lines)
+    seed = [("seed", rows_hash(path)) for path in (root / "data").glob("seed.csv")]
+    return _hash(lines + seed)
 
 
 def _hash(parts) -> str:

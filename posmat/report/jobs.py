@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import click
 import nbformat
 import psutil
 from filelock import FileLock, Timeout
@@ -47,7 +48,6 @@ from posmat.report.kernel import NotebookFailure, Tell, run_notebook
 BUSY_CORES = 0.5  # others' work beyond which a measurement is warned of
 
 Say = Callable[..., None]  # (line, always=False): the user is told it, where quiet if always
-_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ def _convert(name: str, text: str, declared: dict[str, Parameter], notebook: str
         raise UsageError(f"{notebook} has no parameter {name!r}: {hint}")
     kind = declared[name].type
     try:
-        return _BOOLS[text.lower()] if kind == "bool" else PARAMETER_TYPES[kind](text)
-    except (KeyError, ValueError):
+        return click.types.convert_type(PARAMETER_TYPES[kind]).convert(text, None, None)
+    except click.BadParameter:
         raise UsageError(
             f"{notebook} wants {name}: {kind} (default {declared[name].default!r}), "
             f"and {text!r} is none."
@@ -215,13 +215,8 @@ def devices_here(asked: str, say: Say) -> list[str]:
     seems_there = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if asked == "cpu" or (asked == "all" and not seems_there):
         return ["cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", "import posmat; posmat.require_device('cuda')"],
-        check=False,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
+    ask = [sys.executable, "-c", "import posmat; posmat.require_device('cuda')"]
+    done = subprocess.run(ask, check=False, capture_output=True, encoding="utf-8", errors="replace")
     if not done.returncode:
         return ["cpu", "cuda"] if asked == "all" else ["cuda"]
     why = done.stderr.strip().splitlines()[-1].removeprefix("ValueError: ")
@@ -240,12 +235,8 @@ def run_job(
 ) -> Outcome:
     """Run a job here and keep what it left; without `force`, only when it is not up to date.
 
-    Args:
-        job: the job.
-        force: run what is up to date, too.
-        label: what the job is called in the line as it begins.
-        say: is called with that line, and when the job waits for another run.
-        tell: is called when a cell begins.
+    `say` is called with a line when the job begins, which begins with `label`, and when it waits
+    for another run; `tell` when a cell begins.
     """
     began = time.monotonic()
     try:
@@ -318,11 +309,8 @@ def busy_warning() -> str:
 def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: None) -> Outcome:
     """Run a job's kernels and leave its files in a folder, which is made.
 
-    Args:
-        job: the job.
-        folder: where to; after a failure it holds the truthful `<stem>.failed.ipynb` alone.
-        key: what the results depend on, kept in their provenance.
-        tell: is called when a cell begins.
+    After a failure it holds the truthful `<stem>.failed.ipynb` alone. The key is kept in the
+    provenance; `tell` is called when a cell begins.
     """
     from posmat.report.gallery import write_page
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from posmat.report import kernel as kernels
 from posmat.report.kernel import NotebookFailure, run_notebook
-from posmat.tests.tiny import KEEP, make_notebook, report, start
+from posmat.tests.tiny import KEEP, is_gone, make_notebook, report, start, wait_for
 
 # What a notebook's second code cell does, and what is said of it.
 CASES = {
@@ -120,13 +119,6 @@ def test_a_killed_kernel_leaves_no_child_beside_the_next_notebook(tmp_path):
     wait_for(lambda: is_gone(int(child.read_text())))
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # of an init that reaps late
-    except psutil.NoSuchProcess:
-        return True
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_draws_is_told_as_that(tmp_path, number):
     make_notebook(tmp_path, "01_is_good", KEEP)
@@ -159,22 +151,6 @@ def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path):
         code, _, err = report(tmp_path, "--quiet")
     assert code == 1 and err.count("\n") == 1
     assert f"before its first cell: {place} cannot be written to" in err
-
-
-def wait_for(happened, seconds=30):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-
-
-def test_a_file_where_a_folder_should_be(tmp_path):
-    make_notebook(tmp_path, "01_is_good", KEEP)
-    (tmp_path / "data").write_text("")
-    code, out, err = report(tmp_path)
-    assert code == 1 and err.startswith("posmat: 01_is_good failed before its first cell: ")
-    assert "data/local cannot be made (Not a directory)" in err and err.count("\n") == 1
-    assert out.splitlines()[-1].startswith("0 done, 1 failed, 0 skipped. Look at ")
 
 
 def test_folders_that_vanish_while_a_notebook_runs(tmp_path):

@@ -15,8 +15,12 @@ from posmat.measure.files import LOCAL
 from posmat.report import cli, freshness
 from posmat.report.freshness import code_of, job_key, sources_key, why_stale
 from posmat.report.jobs import find_notebooks, plan
+<<<<<<< HEAD
 from posmat.report.verbs import check_project
 from posmat.tests.tiny import KEEP, make_notebook, report, start
+=======
+from posmat.tests.tiny import KEEP, make_notebook, report, start, wait_for
+>>>>>>> h2
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,8 +159,7 @@ with open({str(log)!r}, "a") as log:
     parameters = 'device: str = "cpu"  # x\nvalue: int = 1  # x\nsize: int = 1  # x'
     make_notebook(tmp_path, "01_turn", turn, KEEP, parameters=parameters)
     killed = start(tmp_path, "--device", "cpu", "-p", "value=0")
-    while not psutil.Process(killed.pid).children():
-        time.sleep(0.02)
+    wait_for(psutil.Process(killed.pid).children)
     killed.kill()
     killed.communicate()
     drivers = [start(tmp_path, "--device", "cpu", "-p", f"value={n}") for n in (1, 2)]

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 # What a driver or a worker begins with, so that it costs little. jsonschema, which nbformat loads,
@@ -84,3 +86,19 @@ def report(project: Path, *words: str, **environment: str) -> tuple[int, str, st
     process = start(project, *words, **environment)
     out, err = process.communicate(timeout=100)
     return process.returncode, out, err
+
+
+def wait_for(happened, seconds: float = 60) -> None:
+    """Wait until `happened()` is true."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # of an init that reaps late
+    except psutil.NoSuchProcess:
+        return True
