@@ -15,12 +15,8 @@ from posmat.measure.files import LOCAL
 from posmat.report import cli, freshness
 from posmat.report.freshness import code_of, job_key, sources_key, why_stale
 from posmat.report.jobs import find_notebooks, plan
-<<<<<<< HEAD
 from posmat.report.verbs import check_project
-from posmat.tests.tiny import KEEP, make_notebook, report, start
-=======
 from posmat.tests.tiny import KEEP, make_notebook, report, start, wait_for
->>>>>>> h2
 
 ROOT = Path(__file__).resolve().parents[2]
 
