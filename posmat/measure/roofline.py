@@ -39,10 +39,9 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
         (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
-        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the one that asks for most: launch,
-        memory or compute; none, where it leaves over nine tenths of the time unexplained) and
-        `share`, what it explains of the time. `compute_s` counts every GEMM of a method
-        (`Roofs.gemms`), and is blank where its engine has no peak.
+        limit (`launch_s`, `memory_s`; `compute_s`, of all GEMMs, blank without a peak), `bound`
+        (the one that asks for most: launch, memory or compute; none, where it leaves over nine
+        tenths of the time unexplained) and `share`, what it explains of the time.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]

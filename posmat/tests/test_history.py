@@ -97,6 +97,8 @@ def test_published_rows_are_read_and_own_ones_for_their_owner_alone(tmp_path):
         folder.mkdir(parents=True)
         rows_of({place: [1.0]}).to_csv(folder / "02_x.csv", index=False)
         (folder / "02_x.json").write_text("{}")
+        for name in ("._02_x.csv", "._02_x.json"):  # as macOS leaves beside what it copies
+            (folder / name).write_bytes(b"\0\5\x16\7")
     rows_of({"memory": [1.0]}).to_csv(tmp_path / "data/a/cpu/02_x.memory.csv", index=False)
     assert set(read_all_rows(root=tmp_path)["method"]) == {"a/cpu", "local/cuda"}
     assert set(read_all_rows("quick", tmp_path)["method"]) == {"a/cpu", "quick/cpu"}
