@@ -4,21 +4,13 @@ import pytest
 from posmat.measure.files import RecordError, project_root, read_all_rows
 from posmat.measure.seed import rankings, read_seed, then_and_now
 from posmat.measure.summary import AGAIN
+from posmat.tests import test_summary
 
 
 def rows_of(times: dict[str, list[float]], **columns) -> pd.DataFrame:
-    lines = [
-        {"run": 0, "notebook": "02_linear_vs_manual", "method": method, "state": "timed"}
-        | {"exact": None, "max_error": 0.0, "machine": "m", "device": "cpu", "dtype": "float32"}
-        | {"processor": "p", "torch": "2.13.0"}
-        | {"batch_size": 256, "out_features": 128, "in_features": 9216, "threads": 1}
-        | {"clock": "host", "round": index, "number": 9, "seconds": seconds, "cpu_s": seconds}
-        | {"first_s": seconds}
-        | columns
-        for method, values in times.items()
-        for index, seconds in enumerate(values)
-    ]
-    return pd.DataFrame(lines).convert_dtypes()
+    facts = {"notebook": "02_linear_vs_manual", "machine": "m", "dtype": "float32"}
+    facts |= {"batch_size": 256, "out_features": 128, "in_features": 9216}
+    return test_summary.rows_of(times, **facts | {"processor": "p", "torch": "2.13.0"} | columns)
 
 
 TODAY = {
