@@ -56,7 +56,6 @@ def peak_memory(
         ValueError: the device is not there.
         RuntimeError: a process did not finish, out of memory for one.
     """
-    kind = str(dtype).removeprefix("torch.")
     device = require_device(str(tags.get("device", "cpu")))
     if isinstance(sizes, ProblemSize):
         sizes = {name: [sizes] for name in methods}
@@ -65,10 +64,7 @@ def peak_memory(
         wanted.sort(key=lambda one: tuple(vars(one[1]).values()))  # operands are drawn once
         if device.index is None:  # a fresh process would begin at cuda:0
             device = torch.device("cuda", torch.cuda.current_device())
-    orders = [
-        [methods[name], *vars(size).values(), kind, seed, str(device), threads]
-        for name, size in wanted
-    ]
+    orders = [(methods[name], size, dtype, seed, device, threads) for name, size in wanted]
     done = subprocess.run(
         [sys.executable, "-m", "posmat.measure.memory"],
         check=False,
@@ -84,19 +80,20 @@ def peak_memory(
             f"measuring the memory of {name} at {size} ended with exit code "
             f"{done.returncode} ({last}): is there memory enough?"
         )
+    tags |= {"dtype": str(dtype).removeprefix("torch."), "threads": threads}
     rows = [
-        {"method": name, **facts, **tags, "dtype": kind, "threads": threads, **vars(size)}
+        {"method": name, **facts, **tags, **vars(size)}
         for (name, size), facts in zip(wanted, found, strict=True)
     ]
     return pd.DataFrame(rows).convert_dtypes()
 
 
-def _measure_all(orders: list[list]) -> int:
+def _measure_all(orders: list[tuple]) -> int:
     """Carry out the orders and print what is found, until one fails; on a CPU each in a child."""
     # A fork may lose threads; there are none before the first operation of PyTorch.
     children = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for order in orders:
-        if order[-2] != "cpu":
+        if order[-2].type == "cuda":
             _tell(*order)
             continue
         child = children.Process(target=_tell, args=order)
@@ -115,16 +112,13 @@ def _tell(*order: object) -> None:
 _operands = lru_cache(maxsize=1)(random_operands)
 
 
-def _measure(
-    method: Callable, M: int, N: int, K: int, kind: str, seed: int, device: str, threads: int
-) -> dict:
+def _measure(method, size, dtype, seed, device, threads) -> dict:
     """Run one method once at full size, after a small call that loads what it needs."""
     torch.set_num_threads(threads)
-    make_current(torch.device(device))
-    dtype = getattr(torch, kind)
+    make_current(device)
     method(*random_operands(ProblemSize(2, 2, 2), dtype, device))
     release_scratch()  # what the proof of a method has used
-    x, w = _operands(ProblemSize(M, N, K), dtype, device, seed)
+    x, w = _operands(size, dtype, device, seed)
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -143,7 +143,8 @@ def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
 
 def test_where_the_mark_cannot_be_reset_nothing_is_told(monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR_REFS", "/nowhere/clear_refs")  # as on macOS
-    facts = memory._measure(unblocked_elementwise_product, 64, 64, 64, "int8", 0, "cpu", 1)
+    size, cpu = ProblemSize(64, 64, 64), torch.device("cpu")
+    facts = memory._measure(unblocked_elementwise_product, size, torch.int8, 0, cpu, 1)
     assert facts["state"] == "not available" and facts["peak_bytes"] is None
 
 
