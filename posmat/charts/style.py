@@ -275,8 +275,8 @@ def dots_on_lines(
         own = points[(points["kind"] == kind) & (points["hollow"] == hollow)]
         if own.empty:
             continue
-        shared = {"data": own, "x": "x", "y": "y", "color": colour, "orient": "y", "ax": axes}
-        shared |= {"native_scale": True}
+        shared = {"data": own, "x": "x", "y": "y", "orient": "y", "native_scale": True}
+        shared |= {"color": colour, "ax": axes}
         if faint:
             sns.stripplot(**shared, jitter=False, marker=mark, size=2.5, alpha=0.25)
         look = {"marker": mark, "markersize": 4, "linestyle": "none", "zorder": 4}

@@ -113,8 +113,7 @@ def _refuse_mixture(rows: pd.DataFrame, by: list[str]) -> None:
 def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     """Median milliseconds of each method by clock, and how far the seed's wall clock was off.
 
-    Rows of `time_methods` and of `time_as_seed`, one under the other; `calls` are those of the
-    seed's loop, and blank for a method that the seed did not time.
+    Rows of `time_methods` and of `time_as_seed`, one under the other; `calls` are the seed's.
     """
     timed = rows[rows["state"] == "timed"]
     medians = timed.groupby(["method", "clock"], sort=False)["seconds"].median().astype(float)

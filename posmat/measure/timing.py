@@ -131,8 +131,7 @@ def time_methods(
         proofs[FLOOR] = partial(_prove, methods[FLOOR], None, None, False, timer)
     clocks = [clock] if clock else list(_CACHE) if device.type == "cuda" else ["host"]
     share = seconds / len(clocks)
-    rows = []
-    threads_before = torch.get_num_threads()
+    rows, threads_before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for one_clock in clocks:
