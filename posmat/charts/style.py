@@ -32,22 +32,16 @@ MARKS = "oDs^vPX"  # a shape for each line too: in greys the colours look alike
 ALT_LENGTH = 400  # letters of lines in an alternative text, which is heard at one go
 
 STYLE = {
-    "font.size": 7.5,
+    **dict.fromkeys(["text.color", "axes.labelcolor", "xtick.color", "ytick.color"], INK),
+    **dict.fromkeys(["font.size", "axes.labelsize"], 7.5),
+    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize"], 7),
+    **dict.fromkeys(["axes.spines.top", "axes.spines.right"], False),
     "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    "axes.titlelocation": "left",
     "axes.edgecolor": FAINT,
     "axes.linewidth": 0.6,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "pdf.fonttype": 42,  # text stays text in the PDF
     "figure.dpi": 150,
     "savefig.dpi": 200,
@@ -76,21 +70,16 @@ class Chart(Figure):
 
         The same rows give the same bytes under the same matplotlib: no date, no random id.
         """
-        title, source = f"posmat: {self.title}", f"rows sha256 {digest}"
-        facts = {"Title": title, "Description": self.caption, "Source": source}
-        facts["Identifier"] = figure_id
-        words = {"Title": title, "Subject": self.caption, "Keywords": f"{figure_id}; {source}"}
-        metadata = {
-            "svg": facts | {"Date": None},
-            "pdf": words | {"CreationDate": None},
-            "png": facts,
-        }
+        title, source = {"Title": f"posmat: {self.title}"}, f"rows sha256 {digest}"
+        facts = title | {"Description": self.caption, "Source": source, "Identifier": figure_id}
+        words = title | {"Subject": self.caption, "Keywords": f"{figure_id}; {source}"}
+        svg, pdf = facts | {"Date": None}, words | {"CreationDate": None}
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": figure_id}):
             self.draw_without_rendering()  # lays it out, once for the three
             self.set_layout_engine(None)
-            for kind, facts in metadata.items():
+            for kind, metadata in {"svg": svg, "pdf": pdf, "png": facts}.items():
                 with replacing(folder / f"{figure_id}{suffix}.{kind}") as temporary:
-                    self.savefig(temporary, format=kind, metadata=facts)
+                    self.savefig(temporary, format=kind, metadata=metadata)
 
     def _repr_png_(self) -> tuple[bytes, dict]:
         buffer = io.BytesIO()
@@ -152,7 +141,7 @@ def measured_on(rows: pd.DataFrame) -> str:
 
 
 def subtitle(axes: Axes, rows: pd.DataFrame) -> None:
-    """Put where rows were measured over a chart as wide as a column, in two lines if it is long."""
+    """Put where rows were measured over a chart, in two lines if it is long."""
     line = describe_rows(rows)
     line = line if len(line) <= 72 else line.replace(" · M", "\nM", 1)
     axes.set_title(line, fontsize=6.5, color=FAINT)
@@ -174,8 +163,8 @@ def words_of_rounds(rows: pd.DataFrame) -> str:
         return "nothing was timed"
     rounds = timed.groupby(["method", "run"])["round"].nunique()
     runs = timed["run"].nunique()
-    most = "up to " if rounds.nunique() > 1 else ""
-    each = "each of " if runs > 1 else ""
+    most = "up to " * (rounds.nunique() > 1)
+    each = "each of " * (runs > 1)
     return f"{most}{counted(rounds.max(), 'round')} in {each}{words_of_kernels(runs)}"
 
 
@@ -193,21 +182,16 @@ def name_of(method: str, wrong: bool) -> str:
 
 
 def words_of_wrong(table: pd.DataFrame) -> str:
-    """The sentence of a caption on the hollow marks, or nothing where every number is right."""
-    wrong = [str(name) for name in table.index[table["wrong"]] if not is_control(name)]
-    return (
-        ""
-        if not wrong
-        else (
-            f" Hollow marks and the word 'wrong': the numbers are not those of the reference "
-            f"({'; '.join(wrong)})."
-        )
+    """A caption's sentence on the hollow marks, or nothing where every number is right."""
+    wrong = "; ".join(name for name in table.index[table["wrong"]] if not is_control(name))
+    return wrong and (
+        f" Hollow marks and the word 'wrong': the numbers are not those of the reference ({wrong})."
     )
 
 
 def words_of_control(table: pd.DataFrame, mark: str) -> str:
-    """The sentence of a caption on the control's mark, or nothing where it has none."""
-    control = next((str(name) for name in table.index if name.endswith(AGAIN)), "")
+    """A caption's sentence on the control's mark, or nothing where it has none."""
+    control = next((name for name in table.index if name.endswith(AGAIN)), "")
     return control and (
         f" The {mark} is {control.removesuffix(AGAIN)} timed a second time: its interval is the "
         "noise floor."
@@ -227,10 +211,7 @@ def value_of(method: str, line: pd.Series, ratio: str) -> str:
 
 
 def medians(frame: pd.DataFrame, by: list[str], values: dict[str, str]) -> pd.DataFrame:
-    """What `in_words` tells of a frame that is no summary of times: medians and ranges.
-
-    A line for each value of the columns `by`; `values` says what each of its columns is called.
-    """
+    """Medians and ranges of some columns, renamed, by others: what `in_words` tells of a frame."""
 
     def median_and_range(values: pd.Series) -> str:
         low, middle, high = map(format_figures, values.quantile([0, 0.5, 1]))
@@ -279,9 +260,8 @@ def dots_on_lines(
             the bold dot of some has no face, and `low` and `high` where these are a whisker's ends.
         looks: colour and mark of each kind, in the order of the legend.
         lines: how many there are.
-        log: whether `x` is shown on a logarithmic axis.
-        centre: seaborn's name of where the bold dot stands.
-        whisker: seaborn's name of what the whisker spans, where `points` have no ends of it.
+        log: whether the axis of `x` is logarithmic.
+        centre, whisker: seaborn's names of where the bold dot stands and of what its whisker spans.
         faint: whether the dots of `points` are shown.
         columns: of the legend, where there is one.
     """
@@ -295,8 +275,8 @@ def dots_on_lines(
         own = points[(points["kind"] == kind) & (points["hollow"] == hollow)]
         if own.empty:
             continue
-        shared = {"data": own, "x": "x", "y": "y", "color": colour, "orient": "y", "ax": axes}
-        shared |= {"native_scale": True}
+        shared = {"data": own, "x": "x", "y": "y", "orient": "y", "native_scale": True}
+        shared |= {"color": colour, "ax": axes}
         if faint:
             sns.stripplot(**shared, jitter=False, marker=mark, size=2.5, alpha=0.25)
         look = {"marker": mark, "markersize": 4, "linestyle": "none", "zorder": 4}
@@ -327,10 +307,10 @@ def chart_of_lines(
     rows: pd.DataFrame | None = None,
     **how,
 ) -> Chart:
-    """A chart as wide as a column of `dots_on_lines`, which is given `points` and `how`.
+    """A chart of `dots_on_lines`, which is given `points` and `how`.
 
-    Above the dots of each line are its name, in grey of a control, and its value at the right;
-    above them all is where the `rows` were measured.
+    Above each line are its name, in grey of a control, and its value; above them all is where the
+    `rows` were measured.
     """
     height = 0.34 * len(names) + (1.05 if how.get("columns") else 0.85)
     figure = Chart(figsize=(COLUMN_WIDTH_IN, height), layout="constrained")
@@ -375,10 +355,7 @@ _KEPT: ContextVar[dict] = ContextVar("kept")
 
 @contextmanager
 def summaries_kept():
-    """Within it a frame is summarized once: chart, caption and words ask for the same table.
-
-    Only for whoever changes no frame meanwhile, as `posmat draw`; a notebook may.
-    """
+    """Within it a frame is summarized once: only for whoever changes no frame meanwhile."""
     token = _KEPT.set({})
     try:
         yield
@@ -403,9 +380,8 @@ def kept(make: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable:
 def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The table that `summarize` gives of what the host's clock timed, as charts need it.
 
-    What has a time in some runs is 'timed', and `runs` are those that timed it, of `all_runs`.
-    `wrong` says whether a method's numbers were not exact, or further off than the bound, and so
-    does `label`, the method's name on its line.
+    What has a time in some of `all_runs` is 'timed'. `wrong` says whether a method's numbers were
+    not exact, or further off than the bound, and so does `label`, the name on its line.
     """
     rows = rows[rows["clock"] == "host"]
     table = summarize(rows)

@@ -9,8 +9,8 @@ the defaults, what differs:
     <stem>.ipynb .html    the executed notebook                     -> reports/<machine>/<device>/
     <figure>.svg .pdf .png                                          -> reports/figures/
 
-Files are written into a scratch folder of the same disk and then moved into their places, so that
-none is ever half-written, whatever is killed when. Needs no torch.
+Files are written into a scratch folder and then moved into their places, so that none is ever
+half-written. Needs no torch.
 """
 
 import hashlib
@@ -72,14 +72,7 @@ def folder_of(root: Path, file: str, machine: str, device: str) -> Path:
 
 
 def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None:
-    """Make data/<machine>/ a host's, or refuse it when another host has filled it.
-
-    Args:
-        host: the `host_identity` and `processor` of the host; this one by default.
-
-    Raises:
-        RecordError: the folder carries the identity of another host, or cannot be made.
-    """
+    """Make data/<machine>/ a host's, this one by default; a RecordError where it is another's."""
     folder = make_folder(root / "data" / machine)
     mark = folder / "host.json"
     own = host["host_identity"] if host else host_identity()
@@ -105,11 +98,7 @@ def claim_machine(root: Path, machine: str, host: Mapping | None = None) -> None
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder and those above it.
-
-    Raises:
-        RecordError: a file stands in its place, or the system does not let us.
-    """
+    """Make a folder and those above it, or raise a RecordError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,10 +114,7 @@ def scratch_folder(parent: Path):
     """Give a folder of this process below `parent`, and remove it at the end.
 
     It bears the host and the process in its name: what a killed process left is removed by the
-    next one that comes by.
-
-    Raises:
-        RecordError: the folder cannot be made.
+    next one that comes by. Where none can be made a RecordError is raised.
     """
     own = f".{host_identity()}-"
     for left in make_folder(parent).glob(f"{own}*"):
@@ -169,11 +155,7 @@ def rows_digest(files: Iterable[Path]) -> str:
 
 
 def read_rows(path: Path) -> "pd.DataFrame":
-    """Read rows back with the dtypes they were written with.
-
-    Raises:
-        RecordError: the file is not there or is no table.
-    """
+    """Read rows back with the dtypes they were written with; a RecordError if it is no table."""
     import pandas as pd
 
     try:
@@ -186,16 +168,13 @@ def read_rows(path: Path) -> "pd.DataFrame":
 def is_read_by(own: str, machine: str) -> bool:
     """Whether a summary for the machine `own` reads a machine's rows: published ones, and its own.
 
-    A user's rows beside published ones are for that user. What is published must be traceable by
-    everyone, so it reads nothing that git does not track.
+    What is published must be traceable by everyone: it reads nothing that git does not track.
     """
     return machine == own or machine not in (LOCAL, QUICK)
 
 
 def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     """The rows of every notebook of every machine, published and own, with their `stem`.
-
-    What was made of rows is left out.
 
     Raises:
         RecordError: there is not one row, or a file cannot be read.
@@ -205,7 +184,7 @@ def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     asked = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("root")
     root = root or (Path(asked) if asked else project_root()) or Path.cwd()
     frames = []
-    for provenance in sorted((root / "data").glob("*/*/*.json")):
+    for provenance in sorted((root / "data").glob("*/*/[!.]*.json")):  # macOS leaves ._ files
         rows = provenance.with_suffix(".csv")
         machine, device = provenance.parts[-3:-1]
         if rows.exists() and device != ALL_DEVICES and is_read_by(own, machine):
@@ -219,11 +198,8 @@ def promote(folder: Path, place: Callable[[str], Path]) -> None:
     """Move every file of a folder to the folder that `place(name)` gives, each at one stroke.
 
     Nothing is moved before everything lies on the disk of its place, so that a disk that runs full
-    changes nothing. Rows go first and the provenance last: where a kill comes between two moves,
-    the provenance does not fit the rows, and the run does not pass for a finished one.
-
-    Raises:
-        RecordError: a folder cannot be made, or the files cannot be written.
+    changes nothing but raises a RecordError. Rows go first and the provenance last: where a kill
+    comes between two moves, it does not fit the rows, and the run does not pass for a finished one.
     """
     moves = []
     with ExitStack() as copies:
@@ -251,10 +227,7 @@ def _order(path: Path) -> tuple:
 
 
 def _for_a_name(value: object) -> str:
-    """A parameter's value as part of a file's name; two values have two names.
-
-    A hash follows where the value itself cannot stand in a name.
-    """
+    """A parameter's value in a file's name, with a hash where it cannot stand there itself."""
     text = str(value)
     safe = "".join(c if c.isalnum() or c in "._+" else "_" for c in text)[:40] or "none"
     return safe if safe == text else f"{safe}~{_short_hash(text)}"

@@ -1,8 +1,6 @@
 """Peak memory: what a method needs beside its operands.
 
-On a CPU it is the growth of the process's high-water mark, which never falls: a large form would
-hide a small one that follows it, hence a fresh process for each. On CUDA it is the allocator's
-peak. `python -m posmat.measure.memory` is the process; `peak_memory` starts it.
+`python -m posmat.measure.memory` is the process that measures; `peak_memory` starts it.
 """
 
 import json
@@ -12,12 +10,10 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor
 
@@ -41,9 +37,9 @@ def peak_memory(
 ) -> pd.DataFrame:
     """Measure how far each method's memory rises above its operands.
 
-    On a CPU each measurement is a process of its own: under Linux a fork of one that has loaded
-    PyTorch, which takes a tenth of the time. On CUDA one process measures all: the allocator
-    counts what tensors take, whatever was there before.
+    On a CPU, under Linux only, it is the growth of the process's high-water mark, each time in a
+    fork of a process that has loaded PyTorch. On CUDA it is the allocator's peak, and one process
+    measures all.
 
     Args:
         methods: a name and a function (x, w) -> y that can be imported, for each method.
@@ -53,15 +49,13 @@ def peak_memory(
         tags: further columns with one value for all rows; `device` says where it is measured.
 
     Returns:
-        One row per method and size: `peak_bytes` over the operands, and `operand_bytes`.
-        `peak_bytes` is blank, and the state says so, where the system does not tell: under Windows,
-        and where the mark cannot be reset and the method stays below what the imports needed.
+        One row per method and size, in the state 'measured' or 'not available': `peak_bytes` over
+        the operands, blank where the system does not let the mark be reset, and `operand_bytes`.
 
     Raises:
         ValueError: the device is not there.
         RuntimeError: a process did not finish, out of memory for one.
     """
-    kind = str(dtype).removeprefix("torch.")
     device = require_device(str(tags.get("device", "cpu")))
     if isinstance(sizes, ProblemSize):
         sizes = {name: [sizes] for name in methods}
@@ -70,10 +64,7 @@ def peak_memory(
         wanted.sort(key=lambda one: tuple(vars(one[1]).values()))  # operands are drawn once
         if device.index is None:  # a fresh process would begin at cuda:0
             device = torch.device("cuda", torch.cuda.current_device())
-    orders = [
-        [methods[name], *vars(size).values(), kind, seed, str(device), threads]
-        for name, size in wanted
-    ]
+    orders = [(methods[name], size, dtype, seed, device, threads) for name, size in wanted]
     done = subprocess.run(
         [sys.executable, "-m", "posmat.measure.memory"],
         check=False,
@@ -89,22 +80,20 @@ def peak_memory(
             f"measuring the memory of {name} at {size} ended with exit code "
             f"{done.returncode} ({last}): is there memory enough?"
         )
+    tags |= {"dtype": str(dtype).removeprefix("torch."), "threads": threads}
     rows = [
-        {"method": name, **facts, **tags, "dtype": kind, "threads": threads, **vars(size)}
+        {"method": name, **facts, **tags, **vars(size)}
         for (name, size), facts in zip(wanted, found, strict=True)
     ]
     return pd.DataFrame(rows).convert_dtypes()
 
 
-def _measure_all(orders: list[list]) -> int:
-    """Carry out the orders and print what is found, until one fails.
-
-    On a CPU each in a child: under Linux a fork, since no operation of PyTorch has run in this
-    process and there is no thread that a fork would lose.
-    """
+def _measure_all(orders: list[tuple]) -> int:
+    """Carry out the orders and print what is found, until one fails; on a CPU each in a child."""
+    # A fork may lose threads; there are none before the first operation of PyTorch.
     children = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for order in orders:
-        if order[-2] != "cpu":
+        if order[-2].type == "cuda":
             _tell(*order)
             continue
         child = children.Process(target=_tell, args=order)
@@ -123,16 +112,13 @@ def _tell(*order: object) -> None:
 _operands = lru_cache(maxsize=1)(random_operands)
 
 
-def _measure(
-    method: Callable, M: int, N: int, K: int, kind: str, seed: int, device: str, threads: int
-) -> dict:
+def _measure(method, size, dtype, seed, device, threads) -> dict:
     """Run one method once at full size, after a small call that loads what it needs."""
     torch.set_num_threads(threads)
-    make_current(torch.device(device))
-    dtype = getattr(torch, kind)
+    make_current(device)
     method(*random_operands(ProblemSize(2, 2, 2), dtype, device))
     release_scratch()  # what the proof of a method has used
-    x, w = _operands(ProblemSize(M, N, K), dtype, device, seed)
+    x, w = _operands(size, dtype, device, seed)
     if x.is_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -140,41 +126,28 @@ def _measure(
         method(x, w)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
-    else:
-        is_reset = _reset_high_water_mark()
-        in_use, mark = psutil.Process().memory_info().rss, _high_water_mark()
+    elif (before := _reset_high_water_mark()) is not None:
         method(x, w)
-        after, peak = _high_water_mark(), None
-        if is_reset:
-            peak = after - mark
-        elif after != mark:  # else what the imports once needed hides all of the method's memory
-            peak = after - in_use
+        peak = _high_water_mark() - before
+    else:
+        peak = None
     state = "not available" if peak is None else "measured"
     return {"operand_bytes": x.nbytes + w.nbytes, "state": state, "peak_bytes": peak}
 
 
-def _reset_high_water_mark() -> bool:
-    """Bring the mark down to what is in use now, where the system lets us: did it?"""
+def _reset_high_water_mark() -> int | None:
+    """Bring the mark down to what is in use now, and read it; None where the system does not."""
     try:
         Path(_CLEAR_REFS).write_text("5", encoding="utf-8")  # proc(5): resets the peak
-    except OSError:  # there is none on macOS, and some containers refuse it
-        return False
-    return True
-
-
-def _high_water_mark() -> int | None:
-    """The largest resident size of this process so far in bytes, or None where none is kept."""
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2]
-        if status:
-            return int(status.split()[0]) * 1024
-    if os.name == "nt":
+        return _high_water_mark()
+    except (OSError, IndexError):  # only Linux has them, and some containers refuse
         return None
-    import resource
 
-    # Linux without /proc counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+def _high_water_mark() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Growth and roofs: rows of many sizes -> rates, exponents, and what limits each. Needs no torch.
 
-A roofline says how fast a product can be at the best: as fast as the processor multiplies, or as
-fast as memory brings the operands, whichever is slower. Both are measured in the same run, as rows
-with the axis "roof": the "peak" methods are large GEMMs, "copy" copies `bytes` of memory. Of these
-the fastest block counts. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also
-where int8 by int8 is not. Rows with the axis "least" are products of one number by one: what a call
-costs before it computes anything. The column `engine` says what multiplies, and so which peak is a
-method's roof: "int8", "float32", or something else, such as PyTorch's int8 loop, which has none.
+A product is at the best as fast as the processor multiplies, or as memory brings the operands.
+Both are measured in the same run, as rows with the axis "roof": the "peak" methods are large GEMMs,
+"copy" copies `bytes` of memory; the fastest block counts. "uint8 peak" multiplies magnitudes by
+int8 weights, which is exact also where int8 by int8 is not. Rows with the axis "least" are products
+of one number by one: what a call costs before it computes anything. The column `engine` says which
+peak is a method's roof: "int8", "float32", or another, such as PyTorch's int8 loop, without one.
 """
 
 import numpy as np
@@ -39,10 +38,9 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
         (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
-        limit (`launch_s`, `memory_s`, `compute_s`), `bound` (the one that asks for most: launch,
-        memory or compute; none, where it leaves over nine tenths of the time unexplained) and
-        `share`, what it explains of the time. `compute_s` counts every GEMM of a method
-        (`Roofs.gemms`), and is blank where its engine has no peak.
+        limit (`launch_s`, `memory_s`; `compute_s`, of all GEMMs, blank without a peak), `bound`
+        (the one that asks for most: launch, memory or compute; none, where it leaves over nine
+        tenths of the time unexplained) and `share`, what it explains of the time.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
@@ -131,9 +129,9 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     """How the time of each method grows along each axis: as the size to the power of what?
 
     Returns:
-        By method and axis: `exponent`, the slope of log time over log size by least squares; `low`
-        and `high`, the smallest and largest slope between neighbours; `last`, that between the two
-        largest sizes; and `decades`, how far the sizes reach. Blank where there is one size only.
+        By method and axis: `exponent`, the slope of log time over log size by least squares; `low`,
+        `high` and `last`, the smallest, largest and last slope between neighbours; and `decades`,
+        how far the sizes reach. Blank where there is one size only.
     """
     lines = []
     for method in table["method"].unique():
@@ -151,11 +149,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def turning_points(table: pd.DataFrame) -> pd.DataFrame:
-    """What limits each method along each axis, in words, from the smallest size to the largest.
-
-    Returns:
-        A frame by method with a column for each axis: "launch to 4, memory to 16, compute".
-    """
+    """What limits each method, in a column for each axis: "launch to 4, memory to 16, compute"."""
     lines = {}
     for method in table["method"].unique():
         lines[method] = {}
@@ -169,6 +163,5 @@ def turning_points(table: pd.DataFrame) -> pd.DataFrame:
 
 def _best_rate(rows: pd.DataFrame) -> float | None:
     """The best rate over the sizes, in 10⁹ multiply-accumulates per second."""
-    best = rows.groupby(list(SIZES.values()))["seconds"].min().astype(float)
-    rates_of_sizes = (float(np.prod(size)) / seconds / 1e9 for size, seconds in best.items())
-    return max(rates_of_sizes, default=None)
+    work = rows[list(SIZES.values())].astype(float).prod(axis=1)
+    return max(work / rows["seconds"].astype(float) / 1e9, default=None)

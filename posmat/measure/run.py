@@ -63,10 +63,7 @@ class Run:
     started: float = field(default_factory=time.time)
 
     def pool(self, rows: "pd.DataFrame", what: str = "") -> "pd.DataFrame":
-        """Put the rows of earlier fresh kernels before these, where `--runs` asks for several.
-
-        The table, the chart and the sentences of the last one then speak of all of them.
-        """
+        """Put the rows of earlier fresh kernels before these, where `--runs` asks for several."""
         earlier = self._earlier(self._file(what))
         if earlier is None:
             return rows
@@ -94,7 +91,7 @@ class Run:
             The folder that holds the rows.
 
         Raises:
-            RecordError: a folder cannot be made, or the files cannot be written.
+            RecordError: the files cannot be written.
         """
         root, machine, device = project_root(), self.tags["machine"], self.tags["device"]
         own = self.output_dir or (None if root else Path.cwd() / "posmat-output")
@@ -154,15 +151,12 @@ class Run:
         }
 
     def _after_measuring(self) -> tuple[dict, list[str]]:
-        """The fact `gpu_after` and a warning where the SM clock fell too low, on CUDA only.
-
-        The state is the last that `time_methods` read under load. Where nothing was timed it is
-        read here, from a device that idles and has lowered its clock: that warns of nothing.
-        """
+        """The fact `gpu_after` and a warning where the SM clock fell too low, on CUDA only."""
         if getattr(self.device, "type", "") != "cuda":
             return {}, []
         from posmat.measure.timing import GPU_STATES  # imports torch
 
+        # Where nothing was timed the device idles and has lowered its clock: that is no warning.
         after = GPU_STATES[-1] if GPU_STATES else read_gpu(gpu_uuid(self.device))
         return {"gpu_after": after}, slow_clock_warnings(GPU_STATES, self.tags["run"])
 
@@ -172,19 +166,18 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
 
     Args:
         notebook: the notebook's name, without .ipynb.
-        device: the device it measures on, or None for a notebook that reads rows only. A CUDA
-            device with an index becomes the current one, which clocks and controls go by.
+        device: that it measures on, or None for a notebook that reads rows only. A CUDA device with
+            an index becomes the current one, which clocks and controls go by.
         namespace: the notebook's `globals()`; the values of its parameters are read from there.
         output_dir: one folder for all files, or '' for the project's `local` folders.
 
     Raises:
         ValueError: the device is not there.
-        RecordError: the folder cannot be made, or belongs to another host; or the notebook has a
+        RecordError: the folder cannot be made or belongs to another host, or the notebook has a
             parameter that is no typed literal.
     """
     started, job = time.time(), json.loads(os.environ.get(JOB_VARIABLE, "{}"))
-    machine = job.get("machine", LOCAL)
-    root = project_root()
+    machine, root = job.get("machine", LOCAL), project_root()
     source = root and root / "notebooks" / f"{notebook}.ipynb"
     declared = read_parameters(source) if source and source.exists() else {}
     defaults = {name: parameter.default for name, parameter in declared.items()}
@@ -222,12 +215,10 @@ class Parameter:
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
     """The declared parameters of a notebook by name, from its own cell.
 
-    The cell is Python and is read as such: papermill's inspector goes line by line with a pattern,
-    and passes over a line whose comment holds a second `=`.
-
     Raises:
         RecordError: the notebook cannot be read, or a parameter is no typed literal.
     """
+    # papermill's own inspector passes over a line whose comment holds a second `=`.
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         tagged = [one for one in cells if "parameters" in one["metadata"].get("tags", ())]
@@ -274,8 +265,7 @@ def describe_sources() -> dict:
         return facts
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     facts["notebooks"] = {path.stem: rows_hash(path)[:16] for path in notebooks}
-    commit = ask_git(root, "rev-parse", "HEAD")
-    if commit:
+    if commit := ask_git(root, "rev-parse", "HEAD"):
         # What runs leave is no source: the first of several would make the tree unclean for all.
         sources = ("--", ".", ":!data", ":!reports", ":!README.md")
         status = ask_git(root, "status", "--porcelain", *sources)
@@ -288,7 +278,6 @@ def ask_git(root: Path, *words: str) -> str | None:
     order = ["git", "-C", str(root), *words]
     utf8 = {"encoding": "utf-8", "errors": "replace"}
     try:
-        done = subprocess.run(order, check=False, capture_output=True, **utf8)
-    except OSError:  # no git on this machine
+        return subprocess.run(order, check=True, capture_output=True, **utf8).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -13,11 +13,7 @@ THEN = "2020"
 
 
 def read_seed(path: Path | None = None) -> pd.DataFrame:
-    """Every time that the seed printed: data/seed.csv, whose columns data/README.md describes.
-
-    Raises:
-        RecordError: the file is not there.
-    """
+    """Every time that the seed printed: data/seed.csv, or a RecordError where it is not."""
     path = path or (project_root() or Path.cwd()) / "data" / "seed.csv"
     if not path.exists():
         raise RecordError(f"{path} is not there: it is part of the checkout; run in one.")
@@ -32,8 +28,8 @@ def then_and_now(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         section, notebook, method, dtype, where ('2020, cuda' or 'h200, cuda'), machine, device,
-        clock and milliseconds, the median of the blocks, with their quartiles, whether the clock
-        waited for the device (`synchronised`), processor and torch; blank where 2020 says nothing.
+        clock, milliseconds (the median of the blocks, with their quartiles), `synchronised`,
+        processor and torch; blank where 2020 says nothing.
     """
     keys, sizes = ["notebook", "method", "dtype"], list(SIZES.values())
     then = seed.assign(machine=THEN, where=THEN + ", " + seed["device"])
@@ -82,13 +78,10 @@ def rankings(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _default_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one run of each notebook, dtype, machine and device: that of the shortest name.
-
-    Variants differ from it in a parameter, and would be pooled with it or paired across runs.
-    """
+    """The rows of one run of each notebook, dtype, machine and device, no variant among them."""
     if "stem" not in rows:
         return rows
-    length = rows["stem"].str.len()
+    length = rows["stem"].str.len()  # a variant's name is longer
     of_one = [rows[name] for name in ("notebook", "dtype", "machine", "device")]
     return rows[length == length.groupby(of_one, dropna=False).transform("min")]
 

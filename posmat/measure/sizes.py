@@ -1,8 +1,4 @@
-"""Sizes for measuring how the cost grows: which fit in memory, and which are worth their time.
-
-A size that does not fit is refused before a byte of it is allocated. What is made of the rows that
-were measured is in `posmat.measure.roofline`.
-"""
+"""Sizes for measuring how the cost grows: which fit in memory, and which are worth their time."""
 
 import math
 from dataclasses import replace
@@ -29,14 +25,11 @@ def free_bytes(device: torch.device | str) -> int:
 
 
 def _container_leaves(folder: str = "/sys/fs/cgroup") -> float:
-    """What a container's memory limit leaves in bytes; infinite where there is none.
-
-    Files that the system keeps in memory count as used; those that it has not read lately it gives
-    up at once when a process wants the memory.
-    """
+    """What a container's memory limit leaves in bytes; infinite where there is none."""
     names = ("memory.max", "memory.current", "memory.stat")
     try:
         limit, used, kinds = (Path(folder, name).read_text(encoding="utf-8") for name in names)
+        # Files kept in memory count as used; those not read lately are given up when it is wanted.
         given_up = int(kinds.partition("\ninactive_file ")[2].split()[0])
         return max(0, int(limit) - int(used) + given_up)
     except (OSError, ValueError, IndexError):  # no limit is "max", and older systems have no file
@@ -58,11 +51,7 @@ def wanted_bytes(size: ProblemSize, device: torch.device | str = "cpu") -> int:
 def require_memory(
     size: ProblemSize, device: torch.device | str = "cpu", free: int | None = None
 ) -> None:
-    """Refuse a size that does not fit in `free` bytes, by default what is free on the device now.
-
-    Raises:
-        MemoryError: it wants more bytes than there are; the message has both numbers.
-    """
+    """Raise a MemoryError for a size that does not fit in `free` bytes, by default the device's."""
     free = free_bytes(device) if free is None else free
     wanted = wanted_bytes(size, device)
     if wanted > free:
@@ -94,9 +83,9 @@ def all_sweeps(
     sizes = {centre: "centre"}
     for axis, name in SIZES.items():
         middle = getattr(centre, name)
-        down = [middle // 4**step for step in range(steps, 0, -1)]
-        up = [middle * 4**step for step in range(1, steps + 1)]
-        for length in (*filter(None, down), *up):
+        factors = [4**step for step in range(1, steps + 1)]
+        down = [middle // factor for factor in reversed(factors) if factor <= middle]
+        for length in (*down, *(middle * factor for factor in factors)):
             size = replace(centre, **{name: length})
             if length < middle or wanted_bytes(size, device) <= limit:
                 sizes.setdefault(size, axis)

@@ -1,9 +1,8 @@
 """Summaries: rows -> tables. Frames in, frames and sentences out; needs no torch.
 
 A ratio is paired: within a round the method's block is divided by the baseline's, and the median
-over the rounds is taken, so that a machine which slows down for a while slows both. With one run
-its interval is a paired bootstrap over the rounds; with several fresh kernels it is the range over
-them, which is two to three times wider and the honest one to print.
+over the rounds is taken, so that a machine which slows down for a while slows both. The range over
+several fresh kernels is two to three times wider than the interval of one: the honest one to print.
 """
 
 import numpy as np
@@ -15,15 +14,15 @@ FLOOR = "one-element call"  # the second: what calling and launching alone costs
 FEW_ROUNDS = 5  # fewer in a run, and a claim says how many there were
 _RESAMPLES = 2000
 # What two times must share before one is divided by the other or both go into one median.
-_SHARED = ("clock", "dtype", "batch_size", "out_features", "in_features", "threads", "machine")
-_SHARED += ("device",)
-# A method of several runs is in the state of its worst one.
-_STATES = ("timed", "not available", "not supported", "wrong")
-_NEEDED = ("run", "method", "state", "exact", "max_error", "device", "threads", "clock")
-_NEEDED += ("round", "number", "seconds", "cpu_s", "first_s")
-_COLUMNS = ("state", "exact", "max_error", "runs", "rounds", "number", "median", "q25", "q75")
-_COLUMNS += ("min", "first", "disturbed", "ratio", "ratio_low", "ratio_high", "ratio_min")
-_COLUMNS += ("warnings",)
+_SHARED = ["clock", "dtype", "batch_size", "out_features", "in_features", "threads", "machine"]
+_SHARED += ["device"]
+_STATES = ("timed", "not available", "not supported", "wrong")  # from the best to the worst
+_NUMBERS = ["number", "seconds", "cpu_s", "first_s"]
+_NEEDED = ["run", "method", "state", "exact", "max_error", "device", "threads", "clock", "round"]
+_NEEDED += _NUMBERS
+_COLUMNS = ["state", "exact", "max_error", "runs", "rounds", "number", "median", "q25", "q75"]
+_COLUMNS += ["min", "first", "disturbed", "ratio", "ratio_low", "ratio_high", "ratio_min"]
+_COLUMNS += ["warnings"]
 
 
 def is_control(method: str) -> bool:
@@ -66,7 +65,10 @@ def summarize(
         raise ValueError(
             f"baseline={baseline!r} is not among the methods: {', '.join(rows['method'].unique())}."
         )
-    rows = rows.assign(run=rows["run"].fillna(0))  # blank where no notebook's run tagged them
+    rows = rows.assign(
+        run=rows["run"].fillna(0),  # blank where no notebook's run tagged them
+        **rows[_NUMBERS].apply(pd.to_numeric, errors="coerce").astype(float),
+    )
     lines = []
     groups = rows.groupby(by, sort=False, dropna=False) if by else [((), rows)]
     for key, group in groups:
@@ -83,8 +85,7 @@ def summarize(
 
 def check_rows(rows: pd.DataFrame) -> None:
     """Raise a ValueError where a column is missing, or a 'timed' row has no time above 0."""
-    missing = [name for name in _NEEDED if name not in rows]
-    if missing:
+    if missing := [name for name in _NEEDED if name not in rows]:
         raise ValueError(f"the rows have no column {missing[0]!r}: are they rows of time_methods?")
     if rows.empty:
         raise ValueError("there are no rows.")
@@ -112,8 +113,7 @@ def _refuse_mixture(rows: pd.DataFrame, by: list[str]) -> None:
 def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     """Median milliseconds of each method by clock, and how far the seed's wall clock was off.
 
-    Rows of `time_methods` and of `time_as_seed`, one under the other; `calls` are those of the
-    seed's loop, and blank for a method that the seed did not time.
+    Rows of `time_methods` and of `time_as_seed`, one under the other; `calls` are the seed's.
     """
     timed = rows[rows["state"] == "timed"]
     medians = timed.groupby(["method", "clock"], sort=False)["seconds"].median().astype(float)
@@ -146,11 +146,7 @@ def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
-    """A ratio as words that claim no more than was measured.
-
-    Several runs: the range over them. One run: the interval, and the words 'in one run'. Fewer than
-    five rounds in a run are told too, and a ratio that does not stand (see `stands`).
-    """
+    """A ratio as words that claim no more than was measured: its range, few rounds, the noise."""
     line = table.loc[method]
     if line["state"] != "timed":
         return f"no time, being {line['state']}"
@@ -172,9 +168,8 @@ def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
 def stands(table: pd.DataFrame, method: str | tuple) -> bool:
     """Whether a method's ratio is told apart from 1 by more than the noise.
 
-    Its range must leave out 1, and by more than the range of the control, the baseline timed a
-    second time, strays from 1. In a table of groups `method` is the whole index, (group, method),
-    and the control is that of the group.
+    Its range must leave out 1, and by more than that of the control strays from 1. In a table of
+    groups `method` is the whole index, (group, method), and the control is that of the group.
     """
     line = table.loc[method]
     if pd.isna(line["ratio"]):
@@ -198,9 +193,7 @@ def _group_of(table: pd.DataFrame, method: str | tuple) -> pd.DataFrame:
 def _few_rounds(table: pd.DataFrame, method: str | tuple) -> int:
     """The pairs of rounds that a ratio is made of, where they are under five in a run; else 0."""
     line, own = table.loc[method], _group_of(table, method)
-    rounds = int(line["rounds"])
-    if line["baseline"] in own.index:
-        rounds = min(rounds, int(own.loc[line["baseline"], "rounds"]))
+    rounds = int(min(line["rounds"], own["rounds"].get(line["baseline"], line["rounds"])))
     return rounds if rounds < FEW_ROUNDS * line["runs"] else 0
 
 
@@ -218,18 +211,18 @@ def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
     }
     if timed.empty:
         return facts
-    seconds = timed["seconds"].astype(float)
+    seconds = timed["seconds"]
     # Something else had the processor meanwhile. With more threads, or a device to wait for, the
     # two times say nothing about each other.
     comparable = (timed["threads"] == 1) & (timed["device"] == "cpu") & timed["cpu_s"].notna()
-    disturbed = seconds > 1.05 * timed["cpu_s"].astype(float)
+    disturbed = seconds > 1.05 * timed["cpu_s"]
     facts |= {
         "number": int(timed["number"].median()),
         "median": seconds.median(),
         "q25": seconds.quantile(0.25),
         "q75": seconds.quantile(0.75),
         "min": seconds.min(),
-        "first": timed.groupby("run")["first_s"].first().astype(float).median(),
+        "first": timed.groupby("run")["first_s"].first().median(),
         "disturbed": float(disturbed.mean()) if comparable.all() else None,
     }
     found = ["not timed in every run"] if len(states) > 1 else []
@@ -242,7 +235,7 @@ def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> dict:
     pairs = own.merge(base, on=["run", "round"], suffixes=("", "_base"))
     if pairs.empty or not (base["state"] == "timed").all():
         return {}
-    pairs["paired"] = pairs["seconds"].astype(float) / pairs["seconds_base"].astype(float)
+    pairs["paired"] = pairs["seconds"] / pairs["seconds_base"]
     by_run = pairs.groupby("run")["paired"].median()
     if len(by_run) > 1:
         low, high = by_run.min(), by_run.max()
@@ -258,22 +251,24 @@ def _ratio(own: pd.DataFrame, base: pd.DataFrame) -> dict:
 def _warnings(timed: pd.DataFrame, facts: dict) -> list[str]:
     """What a reader should know before believing a line."""
     found = []
-    block = (timed["seconds"].astype(float) * timed["number"].astype(float)).median()
+    block = (timed["seconds"] * timed["number"]).median()
     if block < 1e-3 and (timed["clock"] == "host").all():
         found.append("short")
     if facts["q75"] - facts["q25"] > 0.1 * facts["median"]:
         found.append("noisy")
-    for _, run in timed.groupby("run"):
-        third = len(run) // 3
-        ordered = run.sort_values("round")["seconds"].astype(float)
-        if third >= 5:
-            change = ordered.iloc[-third:].median() / ordered.iloc[:third].median()
-            if not 1 / 1.1 < change < 1.1:
-                found.append("drifting")
-                break
+    if any(_is_drifting(run.sort_values("round")["seconds"]) for _, run in timed.groupby("run")):
+        found.append("drifting")
     if facts["disturbed"] is not None and facts["disturbed"] > 0.25:
         found.append("disturbed")
     return found
+
+
+def _is_drifting(seconds: pd.Series) -> bool:
+    third = len(seconds) // 3
+    if third < 5:
+        return False
+    change = seconds.iloc[-third:].median() / seconds.iloc[:third].median()
+    return not 1 / 1.1 < change < 1.1
 
 
 def format_figures(value: float | None, figures: int = 3) -> str:

@@ -1,9 +1,8 @@
 """Timing: callables -> rows, one for each timed block.
 
 `torch.utils.benchmark.Timer` reads the clock, synchronises the device and sets the threads; this
-module decides what is called when. Every method is compared with the reference before its clock
-starts; then short blocks of all methods are interleaved, in an order drawn anew for each round, so
-that whatever disturbs the machine falls on all of them and the ratio between two methods stays.
+module decides what is called when. Short blocks of all methods are interleaved, so that whatever
+disturbs the machine falls on all of them and the ratio between two methods stays.
 """
 
 import math
@@ -75,27 +74,25 @@ def time_methods(
 
     How many rounds a method meets is settled before the first of them, by what its first calls
     cost and never by what its blocks read. Those of a slow method are spread evenly, and some of
-    those that a quicker one meets; the baseline and its control meet all, so that every block has
-    its pair.
+    those that a quicker one meets; the baseline and its control meet all.
 
-    On CUDA it is the current device that is waited for and measured. With the host clock, the
-    device's own clocks are read at the end, for the provenance: while the baseline, or else the
-    first method, keeps it at work, because an idle device lowers them.
+    On CUDA it is the current device that is measured. With the host clock, its own clocks are read
+    at the end, for the provenance: while the baseline, or else the first method, keeps it at work,
+    because an idle device lowers them.
 
     Args:
-        methods: a name and a callable of no arguments for each method.
+        methods: callables of no arguments, by name.
         reference: what every method must give, or a mapping with one for each name. An integer
             reference asks for equality, `exact`; a floating one for a `max_error` within
             `error_bound`, the same shape both. None: nothing to compare with, both stay blank.
         baseline: the method that the two controls belong to; they are added when it is named.
         error_bound: the largest error that a floating result may have.
         time_wrong: names of methods that are timed although they are wrong.
-        rounds: at the most; each times every method once, or some of them in a round that slow
-            ones miss.
-        seconds: that all of this may take, proof and warm-up included. Where the rounds do not fit
-            in, each method gets the same time: quick ones keep their rounds, slow ones meet fewer,
-            but three in any case, which may then take longer. None: every method meets all rounds.
-        threads: of PyTorch on the host, while it is timed.
+        rounds: at the most.
+        seconds: for everything, proof and warm-up included. Where the rounds do not fit in, each
+            method gets the same time: quick ones keep their rounds, slow ones meet fewer, but three
+            in any case, which may then take longer. None: every method meets all rounds.
+        threads: of PyTorch on the host.
         seed: of the order in which a round times the methods.
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
             or "graph" (replay of a captured graph, hot cache), each the median over `number` calls
@@ -108,9 +105,7 @@ def time_methods(
         'timed', 'wrong', 'not supported' or 'not available', and `why`.
 
     Raises:
-        ValueError: the clock or the baseline is not known, rounds, seconds or threads are not
-            above 0, the device is not there, a floating reference has no error_bound, or
-            `reference` or `time_wrong` do not name the methods.
+        ValueError: an argument is not as described above, or the device is not there.
     """
     seconds = math.inf if seconds is None else seconds
     if not seconds > 0:
@@ -136,8 +131,7 @@ def time_methods(
         proofs[FLOOR] = partial(_prove, methods[FLOOR], None, None, False, timer)
     clocks = [clock] if clock else list(_CACHE) if device.type == "cuda" else ["host"]
     share = seconds / len(clocks)
-    rows = []
-    threads_before = torch.get_num_threads()
+    rows, threads_before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for one_clock in clocks:
@@ -182,8 +176,7 @@ def time_as_seed(
         was not timed says why in both. `synchronised` is 'yes', 'no', or 'not needed' on the CPU.
 
     Raises:
-        ValueError: the device is not there, a floating reference has no error_bound, or a method
-            is not in a mapping of references.
+        ValueError: as for `time_methods`.
     """
     on_cuda = require_device(str(tags.get("device", "cpu"))).type == "cuda"
     wait = torch.cuda.synchronize if on_cuda else lambda: None
@@ -254,8 +247,7 @@ def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
         first_s = timer() - start
     except NotAvailable as error:
         return {"state": "not available", "why": str(error)}
-    except (NotImplementedError, RuntimeError) as error:
-        # PyTorch says so in either class; any other RuntimeError is a failure.
+    except RuntimeError as error:  # of which NotImplementedError is one
         if isinstance(error, NotImplementedError) or any(say in str(error) for say in _CANNOT):
             return {"state": "not supported", "why": str(error).splitlines()[0]}
         raise
@@ -284,18 +276,16 @@ def _prove(method, reference, error_bound, time_wrong, timer) -> dict:
 def _prepare(method, first_s, warm_up_s, end, clock, timer) -> tuple[int, float, float]:
     """Warm a method up: how many calls make a block of 5 ms, the time of a call, that of a round.
 
-    Whether a call is long is decided by the best of the first and at least two more: the first may
-    be cold, and something else may have had the processor during the second. One more is enough
-    where both take a second, which nothing else takes from a call that is short.
+    Whether a call is long is decided by the best of three, since one may be cold and another held
+    up; of two where both take a second, which nothing adds to a call that is short.
     """
     if clock != "host":
         start = timer()
         seconds, number = _device_block(method, clock)
         return number, seconds, timer() - start
     if first_s >= 1 and timer() + first_s > end:
-        # No time for even one call more. What the first one lost to cold caches is small against
-        # a second; only of a method that compiled itself does it tell too much, and that one meets
-        # fewer rounds than it could.
+        # No time for one call more. Cold caches cost little against a second; only a method that
+        # compiled itself seems too slow, and meets fewer rounds than it could.
         return 1, first_s, first_s
     start, once, calls = timer(), first_s, 0
     while calls < 1 or (calls < 2 and once < 1) or timer() - start < warm_up_s:
@@ -350,18 +340,14 @@ def _time_by(
 
 
 def _plan_rounds(costs, rounds, left, even_share, baselines) -> dict[str, int]:
-    """How many rounds each method meets in the seconds that are left, by what a round costs it.
-
-    All may spend the same time, the most with which everything fits in: a quick method does not
-    need all of its own, and a slow one gets what that leaves. There are as many rounds as the
-    baseline meets, since a block without the baseline's beside it has no ratio.
-    """
+    """How many rounds each method meets, if all may spend the same and everything fits in."""
 
     def share_out(allowance: float) -> dict[str, int]:
         met = {
             name: round(max(min(rounds, LEAST_ROUNDS), min(rounds, allowance // cost)))
             for name, cost in costs.items()
         }
+        # A block without the baseline's beside it has no ratio.
         most = min((met[name] for name in baselines), default=rounds)
         return {name: most if name in baselines else min(own, most) for name, own in met.items()}
 
@@ -379,12 +365,9 @@ def _plan_rounds(costs, rounds, left, even_share, baselines) -> dict[str, int]:
 
 
 def _interleave(methods, ready, met, seed, clock, timer, cpu_timer) -> dict[str, list[dict]]:
-    """Time one block of every method in every round that it meets: the blocks of each method.
-
-    The rounds get ranks, and a method meets those of the lowest: any two methods share as many as
-    the slower one of them meets.
-    """
+    """Time one block of every method in every round that it meets: the blocks of each method."""
     rounds = max(met.values(), default=0)
+    # A method meets the rounds of the lowest ranks: two share as many as the slower one meets.
     ranks = sorted(range(rounds), key=lambda rank: rank * _GOLDEN % 1)
     blocks, start = {name: [] for name in methods}, timer()
     orders = _orders(list(ready), rounds, random.Random(seed))
@@ -416,11 +399,7 @@ def _interleave(methods, ready, met, seed, clock, timer, cpu_timer) -> dict[str,
 
 
 def _orders(names: list[str], rounds: int, generator: random.Random) -> list[list[str]]:
-    """An order of the methods for each round.
-
-    In every len(names) rounds each method stands at each position exactly once, whichever follows
-    whichever: a Latin square whose rows, columns and symbols are shuffled.
-    """
+    """An order of the methods for each round: the rows of Latin squares that are shuffled."""
     orders, n = [], len(names)
     while len(orders) < rounds:
         symbols, columns, rows = (generator.sample(one, n) for one in (names, range(n), range(n)))

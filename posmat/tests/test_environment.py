@@ -37,8 +37,7 @@ def test_everything_that_takes_a_device_refuses_in_the_same_words():
     one, size = {"a": lambda: torch.ones(1)}, ProblemSize(1, 1, 1)
     for ask in (
         lambda device: random_operands(size, device=device),
-        lambda device: time_methods(one, reference=None, device=device),
-        lambda device: time_methods(one, reference=None, baseline="a", clock="host", device=device),
+        lambda device: time_methods(one, reference=None, baseline="a", device=device),
         lambda device: time_as_seed(one, 1, reference=None, device=device),
         lambda device: peak_memory({"a": linear_product}, size, device=device),
     ):
@@ -87,15 +86,12 @@ def test_the_clocks_of_a_gpu_are_read_by_its_uuid(tmp_path, monkeypatch):
         assert "--id=GPU-0a1b-2c " in call and "clocks.sm,clocks.max.sm,power.draw," in call
 
 
-@pytest.mark.parametrize("answer", ["echo 'No devices were found'; exit 6", "echo nonsense"])
-def test_a_gpu_that_nvidia_smi_does_not_know_is_said(tmp_path, monkeypatch, answer):
-    fake_nvidia_smi(tmp_path, monkeypatch, answer)
-    assert set(read_gpu("0a1b").values()) == {NOT_GIVEN}
-
-
 def test_what_nvidia_smi_does_not_tell_is_said(tmp_path, monkeypatch):
     fake_nvidia_smi(tmp_path, monkeypatch, "echo '1410, 1980, [N/A], 61, 570.86.15'")
     assert read_gpu("0a1b")["power_w"] == NOT_GIVEN and read_gpu("0a1b")["temperature_c"] == 61
+    for answer in ("echo 'No devices were found'; exit 6", "echo nonsense"):
+        fake_nvidia_smi(tmp_path, monkeypatch, answer)
+        assert set(read_gpu("0a1b").values()) == {NOT_GIVEN}
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert set(read_gpu("0a1b").values()) == {NOT_GIVEN}
 

@@ -4,21 +4,13 @@ import pytest
 from posmat.measure.files import RecordError, project_root, read_all_rows
 from posmat.measure.seed import rankings, read_seed, then_and_now
 from posmat.measure.summary import AGAIN
+from posmat.tests import test_summary
 
 
 def rows_of(times: dict[str, list[float]], **columns) -> pd.DataFrame:
-    lines = [
-        {"run": 0, "notebook": "02_linear_vs_manual", "method": method, "state": "timed"}
-        | {"exact": None, "max_error": 0.0, "machine": "m", "device": "cpu", "dtype": "float32"}
-        | {"processor": "p", "torch": "2.13.0"}
-        | {"batch_size": 256, "out_features": 128, "in_features": 9216, "threads": 1}
-        | {"clock": "host", "round": index, "number": 9, "seconds": seconds, "cpu_s": seconds}
-        | {"first_s": seconds}
-        | columns
-        for method, values in times.items()
-        for index, seconds in enumerate(values)
-    ]
-    return pd.DataFrame(lines).convert_dtypes()
+    facts = {"notebook": "02_linear_vs_manual", "machine": "m", "dtype": "float32"}
+    facts |= {"batch_size": 256, "out_features": 128, "in_features": 9216}
+    return test_summary.rows_of(times, **facts | {"processor": "p", "torch": "2.13.0"} | columns)
 
 
 TODAY = {
@@ -97,6 +89,8 @@ def test_published_rows_are_read_and_own_ones_for_their_owner_alone(tmp_path):
         folder.mkdir(parents=True)
         rows_of({place: [1.0]}).to_csv(folder / "02_x.csv", index=False)
         (folder / "02_x.json").write_text("{}")
+        for name in ("._02_x.csv", "._02_x.json"):  # as macOS leaves beside what it copies
+            (folder / name).write_bytes(b"\0\5\x16\7")
     rows_of({"memory": [1.0]}).to_csv(tmp_path / "data/a/cpu/02_x.memory.csv", index=False)
     assert set(read_all_rows(root=tmp_path)["method"]) == {"a/cpu", "local/cuda"}
     assert set(read_all_rows("quick", tmp_path)["method"]) == {"a/cpu", "quick/cpu"}

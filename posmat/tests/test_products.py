@@ -141,25 +141,11 @@ def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
     assert peak.iloc[2] >= 5 * 1024 * 1024 * 256
 
 
-def measured_in_this_process():
-    return memory._measure(unblocked_elementwise_product, 64, 64, 64, "int8", 0, "cpu", 1)
-
-
-def test_a_mark_that_is_not_reset_and_does_not_move_says_nothing(monkeypatch):
+def test_where_the_mark_cannot_be_reset_nothing_is_told(monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR_REFS", "/nowhere/clear_refs")  # as on macOS
-    monkeypatch.setattr(memory, "_high_water_mark", lambda: 2**40)
-    facts = measured_in_this_process()
+    size, cpu = ProblemSize(64, 64, 64), torch.device("cpu")
+    facts = memory._measure(unblocked_elementwise_product, size, torch.int8, 0, cpu, 1)
     assert facts["state"] == "not available" and facts["peak_bytes"] is None
-
-
-def test_a_mark_that_is_not_reset_but_moves_is_counted_from_what_was_in_use(monkeypatch):
-    in_use = memory.psutil.Process().memory_info().rss
-    marks = iter([2 * in_use, 4 * in_use])
-    monkeypatch.setattr(memory, "_CLEAR_REFS", "/nowhere/clear_refs")
-    monkeypatch.setattr(memory, "_high_water_mark", lambda: next(marks))
-    facts = measured_in_this_process()
-    assert facts["state"] == "measured"
-    assert facts["peak_bytes"] == pytest.approx(3 * in_use, rel=0.2)
 
 
 def test_memory_that_cannot_be_measured_is_said():

@@ -48,11 +48,10 @@ def test_a_variant_is_made_from_what_differs():
     assert len(set(long)) == 2 and max(map(len, long)) <= 150
 
 
-@pytest.mark.parametrize("end", ["csv", "json", "memory.csv", "table.csv", "ipynb", "html", "svg"])
-def test_each_file_has_its_folder(end, tmp_path):
-    kind = {"csv": "data", "json": "data", "memory.csv": "data"}.get(end, "reports")
-    place = "figures" if end == "svg" else "m/cpu"
-    assert folder_of(tmp_path, f"05_x.{end}", "m", "cpu") == tmp_path / kind / place
+def test_each_file_has_its_folder():
+    folders = {"data/m/cpu": ["csv", "json", "memory.csv"], "reports/figures": ["svg"]}
+    for folder, ends in (folders | {"reports/m/cpu": ["table.csv", "ipynb", "html"]}).items():
+        assert {folder_of(ROOT, f"05_x.{end}", "m", "cpu") for end in ends} == {ROOT / folder}
 
 
 OTHER = '{"host_identity": "other", "processor": "Another Processor"}'
@@ -153,12 +152,11 @@ def test_runs_of_fresh_kernels_are_pooled(tmp_path, monkeypatch):
 
     facts = [run_kernel(index) for index in range(3)][-1]
     assert read_rows(tmp_path / f"{NAME}.csv")["run"].tolist() == [0, 1, 2]
-    kernels = facts["kernels"]
-    assert facts["runs"] == 3 and [kernel["run"] for kernel in kernels] == [0, 1, 2]
-    assert facts["started"] == kernels[0]["started"]
-    mean = sum(kernel["duration_s"] for kernel in kernels) / 3
-    assert facts["duration_s"] == pytest.approx(mean, abs=0.051)
-    assert {"run", "started", "duration_s", "load_1min"} == set(kernels[1])
+    kernels = pd.DataFrame(facts["kernels"])
+    assert set(kernels) == {"run", "started", "duration_s", "load_1min"}
+    assert facts["runs"] == 3 and kernels["run"].tolist() == [0, 1, 2]
+    assert facts["started"] == kernels["started"][0]
+    assert facts["duration_s"] == pytest.approx(kernels["duration_s"].mean(), abs=0.051)
     assert len(run_kernel(0)["kernels"]) == 1, "a new run forgets the last one"
 
 

@@ -88,7 +88,7 @@ def test_a_slow_call_among_the_first_does_not_fix_the_block(slow):
     machine = Machine()
     operation, _ = slow_at(machine, 1e-5, slow)
     rows = measure(machine, {"short": operation})
-    assert len(rows) == 30 and rows["number"].min() > 400
+    assert len(rows) == 30 and rows["number"].min() >= 490  # a block of 5 ms
     assert rows["seconds"].max() == pytest.approx(1e-5, rel=0.01)
     assert rows["first_s"].iloc[0] == pytest.approx(slow[0], rel=0.01, abs=1e-8)
 
@@ -98,8 +98,7 @@ def test_a_method_of_seconds_costs_two_calls_beside_its_blocks_or_one(seconds, b
     machine = Machine()
     operation, calls = slow_at(machine, 2.5, ())
     rows = measure(machine, {"whole form": operation}, seconds=seconds)
-    assert set(rows["number"]) == {1}
-    assert len(rows) == blocks and len(calls) == before + blocks
+    assert rows["number"].tolist() == [1] * blocks and len(calls) == before + blocks
 
 
 def a_table(machine, times_longer=1.0):
@@ -224,16 +223,6 @@ def test_every_method_meets_every_position_equally_often(n):
         assert len({tuple(order) for order in orders}) > n  # drawn anew, not one cycle
 
 
-def test_a_block_lasts_5_ms_or_one_call():
-    machine = Machine()
-    times = {"fast": 1e-4, "long": 0.1, "slow": 1.5}
-    rows = measure(machine, {name: machine.host(time) for name, time in times.items()})
-    by_method = rows.groupby("method")["round"].count()
-    assert by_method["fast"] == by_method["long"] == 30 > by_method["slow"] > 3
-    lasts = rows["seconds"] * rows["number"]
-    assert lasts.min() >= 4.9e-3 and set(rows[rows["method"] != "fast"]["number"]) == {1}
-
-
 def test_rows_are_tidy_carry_the_tags_and_come_in_the_order_of_their_seed():
     clocks = Machine()
     methods = {name: clocks.host(1e-3) for name in "abc"}
@@ -241,9 +230,8 @@ def test_rows_are_tidy_carry_the_tags_and_come_in_the_order_of_their_seed():
     rows, again, other = (measure(clocks, methods, seed=seed, **tags) for seed in (3, 3, 4))
     assert list(rows.columns) == [*COLUMNS, "note"]
     assert (rows["machine"] == "here").all() and (rows["note"] == "extra").all()
-    assert rows["method"].tolist() == sorted(30 * "abc") and rows["round"].tolist() == 3 * [
-        *range(30)
-    ]
+    assert rows["method"].tolist() == sorted(30 * "abc")
+    assert rows["round"].tolist() == 3 * [*range(30)]
     order = ["method", "round", "position"]
     assert rows[order].equals(again[order]) and not rows[order].equals(other[order])
 
@@ -252,11 +240,11 @@ def test_methods_are_proved_before_they_are_timed():
     right, wrong = torch.tensor([1, 2]), torch.tensor([1, 3])
     calls = []
 
-    def unsupported():
-        raise RuntimeError("\"addmv\" not implemented for 'Char'")
+    def fails(message):
+        raise RuntimeError(message)
 
     methods = {"right": lambda: right, "wrong": lambda: calls.append(1) or wrong}
-    methods |= {"unsupported": unsupported}
+    methods |= {"unsupported": lambda: fails("\"addmv\" not implemented for 'Char'")}
     rows = time_methods(methods, reference=right, baseline="wrong", rounds=1).set_index("method")
     states = ["timed", "wrong", "not supported", "wrong", "timed"]
     assert rows.index.tolist() == [*methods, "wrong" + AGAIN, FLOOR]
@@ -269,6 +257,8 @@ def test_methods_are_proved_before_they_are_timed():
     rows = time_methods({"wrong": lambda: wrong}, **wanted)
     assert rows["state"].tolist() == ["timed"] * 3
     assert rows["exact"].tolist() == [False, False, pd.NA]
+    with pytest.raises(RuntimeError, match="out of memory"):  # no other error is swallowed
+        time_methods({"broken": lambda: fails("out of memory")}, reference=None)
 
 
 @pytest.mark.parametrize("value", [1.1, float("nan"), float("inf")])
@@ -279,9 +269,8 @@ def test_a_floating_result_beyond_its_bound_is_wrong(value):
     rows = time_methods(methods, reference=reference, error_bound=0.01, rounds=1)
     assert rows["state"].tolist() == ["timed", "wrong"] and rows["exact"].isna().all()
     assert rows["max_error"][0] == pytest.approx(0.001, rel=1e-3)
-    for floating in (reference, dict.fromkeys(methods, reference)):
-        with pytest.raises(ValueError, match="of near, far is floating and error_bound is None"):
-            time_methods(methods, reference=floating)
+    with pytest.raises(ValueError, match="of near, far is floating and error_bound is None"):
+        time_methods(methods, reference=reference)
 
 
 def test_a_method_that_nothing_is_said_of_is_refused():
@@ -291,10 +280,8 @@ def test_a_method_that_nothing_is_said_of_is_refused():
         time_methods(methods, reference={"b": one, "A": one})
     with pytest.raises(ValueError, match="reference has nothing for b"):
         time_as_seed(methods, 1, reference={"a": one})
-    with pytest.raises(ValueError, match="name A: the methods are a, b"):
-        time_methods(methods, reference={"a": one, "b": one, "A": one})
-    with pytest.raises(ValueError, match="name c, d: the methods are a, b"):
-        time_methods(methods, reference=one, time_wrong={"a", "c", "d"})
+    with pytest.raises(ValueError, match="name A, c: the methods are a, b"):
+        time_methods(methods, reference={"a": one, "b": one, "A": one}, time_wrong={"a", "c"})
     rows = time_methods(methods, reference={"a": one, "b": None}, rounds=1).set_index("method")
     assert rows.loc["a", "exact"] and pd.isna(rows.loc["b", "exact"])
     some = {"a": methods["a"]}  # of those that a notebook times
@@ -312,14 +299,6 @@ def test_another_shape_is_never_timed_and_an_empty_result_is_right(kind):
     empty = {"row": lambda: torch.ones(0, 3)}
     rows = time_methods(empty, reference=torch.ones(0, 3, dtype=kind), **options)
     assert rows["state"].tolist() == ["timed"]
-
-
-def test_an_error_of_the_method_is_not_swallowed():
-    def broken():
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        time_methods({"broken": broken}, reference=None)
 
 
 def test_threads_are_set_while_timing_and_put_back():
@@ -350,8 +329,6 @@ def as_seed(machine, operation, calls, **options):
 def test_the_seeds_way_reads_the_launch_of_an_asynchronous_millisecond():
     machine = Machine()
     rows = as_seed(machine, machine.device(1e-3), 100)
-    assert rows["clock"].tolist() == ["seed (process)", "seed (wall)"]
-    assert rows["number"].tolist() == [100, 100]
     assert rows["seconds"].astype(float).max() == pytest.approx(1e-5, rel=0.02)
 
 
