@@ -356,7 +356,7 @@ _KEPT: ContextVar[dict] = ContextVar("kept")
 @contextmanager
 def summaries_kept():
     """Within it a frame is summarized once: only for whoever changes no frame meanwhile."""
-    token = _KEPT.set({})
+    token = _KEPT.set(_KEPT.get({}))
     try:
         yield
     finally:

@@ -154,7 +154,7 @@ def hash_of_all_rows(root: Path, own: str) -> str:
     """One hash of the measuring notebooks' rows that a summary on the machine `own` reads."""
     lines = [
         (path.relative_to(root).as_posix(), rows_hash(path))
-        for path in sorted((root / "data").glob("*/*/*.csv"))
+        for path in sorted((root / "data").glob("*/*/[!.]*.csv"))
         if path.parts[-2] != ALL_DEVICES and is_read_by(own, path.parts[-3])
     ]
     seed = [("seed", rows_hash(path)) for path in (root / "data").glob("seed.csv")]
