@@ -64,16 +64,13 @@ class InexactWeight(PreparedWeight):
             self._laid_out(engine_for(w.device, INT8))
 
     def __repr__(self) -> str:
-        way = {
-            "exact": "exact on these weights: one GEMM",
-            "gemm": f"{self.gemms} GEMM{'s' * (self.gemms != 1)}",
-            "lookup": "table look-up",
-        }[self.path]
+        words = {"exact": "exact on these weights: one GEMM", "lookup": "table look-up"}
+        way = words.get(self.path, f"{self.gemms} GEMM{'s' * (self.gemms != 1)}")
         return f"InexactWeight{self.shape}: {self.multiplier.name!r}, path {self.path!r} ({way})"
 
     def product(self, x: Tensor) -> Tensor:
         """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit."""
-        _check_admitted(x, "x", self.multiplier, 1)
+        _check_admitted(x, self.multiplier, "input")
         N, K = self.shape
         if self._table is None:
             engine = engine_for(x.device, INT8)
@@ -145,7 +142,7 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
     """The way that is asked for, once it is known to serve; the one to take where it is 'auto'."""
     if path not in PATHS:
         raise ValueError(f"there is no path {path!r}: the paths are {', '.join(PATHS)}.")
-    _check_admitted(w, "w", found, 0)
+    _check_admitted(w, found, "weight")
     if path in ("gemm", "lookup"):
         return path
     inexact = ~torch.from_numpy(found.exact_weights).to(w.device)[w.view(torch.uint8).long()]
@@ -163,15 +160,14 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
     return "gemm" if found.gemm.count <= most else "lookup"
 
 
-def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
-    if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
-        return
-    i, j = (t == -128).nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
-        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
-        f"{('rows', 'columns')[axis]}."
-    )
+def _check_admitted(t: Tensor, multiplier: Multiplier, what: str) -> None:
+    axis, name, lines = {"weight": (0, "w", "rows"), "input": (1, "x", "columns")}[what]
+    if not multiplier.admits[axis] and t.numel() and int(t.min()) == -128:
+        i, j = (t == -128).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude "
+            f"127: it admits no such {what}. Clamp to -127, or give a table with 129 {lines}."
+        )
 
 
 def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
@@ -195,10 +191,7 @@ def output_error(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> OutputEr
 
 
 def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
-    """The multiplier's GEMMs of weights (N, K), laid out for an engine.
-
-    Each is a product of an input's and a weight's function; a block of either is looked up.
-    """
+    """The multiplier's GEMMs of weights (N, K), laid out for an engine."""
     K, gemm, codes = w.shape[1], multiplier.gemm, w.view(torch.uint8).long()
 
     def term(factors: np.ndarray, largest: int, **rest) -> Term:
@@ -225,10 +218,7 @@ def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
 
 
 def _embed(term: BitTerm, xor: bool, x: Tensor) -> Tensor:
-    """x ^ term(|x|), or s·term(|x|), as scratch memory (M, K) of int8.
-
-    In blocks of rows, so that the intermediate is small.
-    """
+    """x ^ term(|x|), or s·term(|x|), as scratch memory (M, K) of int8; in blocks of rows."""
     embedded = scratch("part", x.shape, torch.int8, x.device)
     rows = len(x) if x.device.type == "cuda" else max(1, EMBED_BYTES // x.shape[1])
     doubled = scratch("doubled", (min(rows, len(x)), x.shape[1]), torch.int8, x.device)
@@ -290,13 +280,10 @@ def _look_up(keys: int, rows: Tensor, x: Tensor) -> Tensor:
     """
     if x.shape[1] % 2:
         x = F.pad(x, (0, 1))
-    if keys == 1:
-        keyed = x.view(torch.uint8)
-    else:
-        if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
-            # Not x.contiguous(), which gives back a single row with an odd stride as it is.
-            x = x.clone(memory_format=torch.contiguous_format)
-        keyed = x.view(torch.int16)
+    if keys == 2 and (x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2):
+        # Not x.contiguous(), which gives back a single row with an odd stride as it is.
+        x = x.clone(memory_format=torch.contiguous_format)
+    keyed = x.view(torch.int16 if keys == 2 else torch.uint8)
     M, k = keyed.shape
     found = scratch("rows", (M, k), rows.dtype, x.device)
     step = M if x.device.type == "cuda" else max(1, INDEX_BYTES // (4 * k))

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,14 +174,10 @@ class Multiplier:
             ("Fibonacci code", (w & w >> 1) == 0, (x & x >> 1) == 0),
             ("power of two", (w & w - 1) == 0, (x & x - 1) == 0),
         ):
-            by_weight = not self.error[rows].any()
-            by_input = not self.error[:, columns].any()
-            answer[kind] = {
-                "weight": by_weight,
-                "input": by_input,
-                "either": by_weight and by_input,
-                "both": not self.error[np.ix_(rows, columns)].any(),
-            }
+            by_weight, by_input = not self.error[rows].any(), not self.error[:, columns].any()
+            by_both = not self.error[np.ix_(rows, columns)].any()
+            answer[kind] = {"weight": by_weight, "input": by_input}
+            answer[kind] |= {"either": by_weight and by_input, "both": by_both}
         return answer
 
     @cached_property
@@ -205,7 +201,7 @@ class Multiplier:
 
     @cached_property
     def exact_weights(self) -> np.ndarray:
-        """For each byte of an int8 weight: is its product exact with every admitted input?"""
+        """(256,) bool by the weight's byte: is its product exact with every admitted input?"""
         weights, inputs = (admits | (CODES > -128) for admits in self.admits)
         wrong = self.operand_table != np.outer(CODES, CODES)
         return weights & ~wrong[:, inputs].any(axis=1)
@@ -371,14 +367,17 @@ def _merged_rows(group: int, merge: np.ufunc) -> Callable[[np.ndarray, np.ndarra
 def _kulkarni(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
     """Two-bit blocks multiplied each with each; 3 · 3 = 7, so that a block's product has 3 bits."""
     total = np.zeros_like(weight)
-    for i in range(0, 8, 2):
-        for j in range(0, 8, 2):
-            a, b = weight >> i & 3, data >> j & 3
-            total += np.where((a == 3) & (b == 3), 7, a * b) << (i + j)
+    for i, j in product(range(0, 8, 2), repeat=2):
+        a, b = weight >> i & 3, data >> j & 3
+        total += np.where((a == 3) & (b == 3), 7, a * b) << (i + j)
     return total
 
 
-def _or_terms(group: int) -> tuple[tuple[np.ndarray, BitTerm], ...]:
+def _truncated(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
+    return (weight & ~3) * (data & ~3)
+
+
+def _or_terms(group: int) -> list[tuple[np.ndarray, BitTerm]]:
     """The error of OR-ing rows in groups, by inclusion and exclusion.
 
     An OR of rows is their sum, less what any two have in common, plus what any three have, less
@@ -393,31 +392,26 @@ def _or_terms(group: int) -> tuple[tuple[np.ndarray, BitTerm], ...]:
                 distances = tuple(i - rows[0] for i in rows[1:])
                 sign = 1 if count % 2 else -1
                 coefficients[distances] = coefficients.get(distances, 0) + sign * chosen
-    return tuple((c, BitTerm(distances)) for distances, c in coefficients.items())
+    return [(c, BitTerm(distances)) for distances, c in coefficients.items()]
 
 
 _WEIGHT = np.arange(129)
 _PAIRS = _WEIGHT & _WEIGHT >> 1 & 0x55  # the pairs of rows that a weight chooses both of
 
-# name -> (definition, closed form)
-_SHIPPED: dict[str, tuple[Callable, ClosedForm]] = {
-    "exact": (np.multiply, ClosedForm(_WEIGHT)),
-    "or_pairs": (_merged_rows(2, np.bitwise_or), ClosedForm(_WEIGHT, _or_terms(2))),
-    "xor_pairs": (
-        _merged_rows(2, np.bitwise_xor),
-        ClosedForm(_WEIGHT, ((-2 * _PAIRS, BitTerm((1,))),)),
-    ),
-    "or_fours": (_merged_rows(4, np.bitwise_or), ClosedForm(_WEIGHT, _or_terms(4))),
+# name -> (definition, and of its closed form the linear coefficient and the terms)
+_SHIPPED: dict[str, tuple[Callable, np.ndarray, list[tuple[np.ndarray, BitTerm]]]] = {
+    "exact": (np.multiply, _WEIGHT, []),
+    "or_pairs": (_merged_rows(2, np.bitwise_or), _WEIGHT, _or_terms(2)),
+    "xor_pairs": (_merged_rows(2, np.bitwise_xor), _WEIGHT, [(-2 * _PAIRS, BitTerm((1,)))]),
+    "or_fours": (_merged_rows(4, np.bitwise_or), _WEIGHT, _or_terms(4)),
     # The inputs' pairs, twice: x & (x << 1) & 0b10101010
-    "kulkarni": (_kulkarni, ClosedForm(_WEIGHT, ((-_PAIRS, BitTerm((1,), 0xAA)),))),
-    "truncated": (
-        lambda w, x: (w & ~3) * (x & ~3),
-        ClosedForm(0 * _WEIGHT, ((_WEIGHT & ~3, BitTerm((), 0xFC)),)),
-    ),
+    "kulkarni": (_kulkarni, _WEIGHT, [(-_PAIRS, BitTerm((1,), 0xAA))]),
+    "truncated": (_truncated, 0 * _WEIGHT, [(_WEIGHT & ~3, BitTerm((), 0xFC))]),
 }
 
 
 @cache
 def _shipped(name: str) -> Multiplier:
-    definition, closed_form = _SHIPPED[name]
-    return replace(Multiplier.from_function(definition, name, "unsigned"), closed_form=closed_form)
+    definition, *form = _SHIPPED[name]
+    found = Multiplier.from_function(definition, name, "unsigned")
+    return replace(found, closed_form=ClosedForm(*form))
