@@ -141,7 +141,7 @@ class Multiplier:
     def statistics(
         self, weights: np.ndarray | None = None, inputs: np.ndarray | None = None
     ) -> ErrorStatistics:
-        """The error over all pairs of operands, as they index the table; by default over all of it.
+        """The error over all pairs of operands, as they index the table; by default over the whole.
 
         Raises:
             ValueError: an operand is not in the table, or there are none.
@@ -412,6 +412,6 @@ _SHIPPED: dict[str, tuple[Callable, np.ndarray, list[tuple[np.ndarray, BitTerm]]
 
 @cache
 def _shipped(name: str) -> Multiplier:
-    definition, *form = _SHIPPED[name]
+    definition, linear, terms = _SHIPPED[name]
     found = Multiplier.from_function(definition, name, "unsigned")
-    return replace(found, closed_form=ClosedForm(*form))
+    return replace(found, closed_form=ClosedForm(linear, tuple(terms)))
