@@ -4,7 +4,7 @@ An error table E of rank r is E = A B with integer factors A (rows, r) and B (r,
 proof is arithmetic and does not trust what found the factors: A B is compared with E cell by cell,
 so the rank is at most r; and modulo a prime the rank, which can only fall, is r all the same.
 
-The lattice work is FLINT's (python-flint), asked for only when a table has no known closed form.
+The lattice work is FLINT's (python-flint), imported where it is needed first.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Factorization:
         """Prove that A B is `table`, cell by cell, and that its rank is r and not less.
 
         Raises:
-            CertificateError: a cell differs, which is named, or the rank is less than r.
+            CertificateError: a cell differs, which is named, or the rank may be less than r.
         """
         a, b = self.weight_factor.astype(object), self.input_factor.astype(object)
         # Python integers: no product of int64 factors can wrap.
@@ -89,7 +89,7 @@ def factorize(table: np.ndarray, progress: bool = True) -> Factorization:
         progress: show a progress bar once the work takes more than a second.
 
     Raises:
-        CertificateError: what was found does not prove itself; it would be a bug.
+        CertificateError: no factors within 64 bits were found, or they do not prove themselves.
     """
     table = np.asarray(table, dtype=np.int64)
     rank = modular_rank(table)
@@ -122,7 +122,7 @@ def digit_count(values: np.ndarray) -> int:
 
 
 def digits(values: np.ndarray) -> list[np.ndarray]:
-    """Split integers into int8 digits of -127..127: values = sum of digit[i] · 255**i."""
+    """Split integers into int8 digits of -127..127: values = sum of digits[i] · 255**i."""
     rest, found = np.asarray(values, dtype=np.int64), []
     for _ in range(digit_count(rest)):
         digit = (rest + 127) % DIGIT_BASE - 127
@@ -150,8 +150,9 @@ def _balanced(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _pivots(table: np.ndarray, prime: int) -> list[int]:
     """The columns in which Gaussian elimination modulo a prime finds its pivots."""
     work = np.asarray(table, dtype=np.int64) % prime
-    row, pivots = 0, []
+    pivots: list[int] = []
     for column in range(work.shape[1]):
+        row = len(pivots)
         candidates = np.flatnonzero(work[row:, column])
         if not len(candidates):
             continue
@@ -162,20 +163,16 @@ def _pivots(table: np.ndarray, prime: int) -> list[int]:
         below -= below[:, column, None] * work[row] % prime
         below %= prime
         pivots.append(column)
-        row += 1
-        if row == len(work):
-            break
     return pivots
 
 
 def _by_selection(table: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Each row chooses one of `rank` distinct rows, if there are no more of them."""
     distinct, which = np.unique(table, axis=0, return_inverse=True)
-    which = which.reshape(-1)
     used = np.flatnonzero(distinct.any(axis=1))
     if len(used) != rank:
         return None
-    return (which[:, None] == used).astype(np.int64), distinct[used]
+    return (which.reshape(-1, 1) == used).astype(np.int64), distinct[used]
 
 
 def _by_lattice(table: np.ndarray, rank: int, bar: tqdm) -> tuple[np.ndarray, np.ndarray] | None:
@@ -189,11 +186,9 @@ def _by_lattice(table: np.ndarray, rank: int, bar: tqdm) -> tuple[np.ndarray, np
         # LLL turns dependent rows to zero and leaves the others a basis of the same lattice.
         basis = [row for row in stacked.tolist() if any(row)]
         bar.update(1)
-    if len(basis) != rank:
-        return None
     if rank == 0:
         return np.zeros((len(table), 0), np.int64), np.zeros((0, table.shape[1]), np.int64)
-    if max(abs(int(value)) for row in basis for value in row) >= 2**62:
+    if len(basis) != rank or any(abs(int(value)) >= 2**62 for row in basis for value in row):
         return None
     b = np.array([[int(value) for value in row] for row in basis], dtype=np.int64)
     found = (_pivots(b, prime) for prime in PRIMES)
@@ -202,9 +197,7 @@ def _by_lattice(table: np.ndarray, rank: int, bar: tqdm) -> tuple[np.ndarray, np
         return None
     # A B = table has one solution in the pivot columns, and it is whole: rows are in the lattice.
     square = fmpz_mat(b[:, pivots].T.tolist())
-    solution = square.solve(fmpz_mat(table[:, pivots].T.tolist()))
-    coordinates = solution.tolist()
+    coordinates = square.solve(fmpz_mat(table[:, pivots].T.tolist())).tolist()
     if any(value.q != 1 or abs(int(value.p)) >= 2**62 for row in coordinates for value in row):
         return None
-    a = np.array([[int(value.p) for value in row] for row in coordinates], dtype=np.int64).T
-    return a, b
+    return np.array([[int(value.p) for value in row] for row in coordinates], np.int64).T, b

@@ -4,10 +4,11 @@ There are F(n + 2) of them among the 2**n numbers of n bits: 34 of 128, 55 of 25
 Fibonacci *numbers*; the name is that of the coding, in which no two ones are adjacent either.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MAX_BITS = 16
 COARSE, FINE = 2048, 256  # candidates for a scale: over the whole range, and around the best
@@ -21,19 +22,21 @@ def fibonacci_codes(bits: int = 7) -> Tensor:
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
         raise ValueError(f"bits={bits!r}: give a whole number in 1..{MAX_BITS}.")
+    return _codes(bits).clone()
+
+
+@cache
+def _codes(bits: int) -> Tensor:
     every = torch.arange(2**bits)
-    return every[(every & (every >> 1)) == 0]
+    return every[is_fibonacci(every)]
 
 
 def is_fibonacci(x: Tensor) -> Tensor:
     """Which elements have no two adjacent ones in their binary form: bool, in the shape of x.
 
-    Args:
-        x: non-negative whole numbers, of any integer dtype. Of a signed weight, ask its magnitude.
-
     Raises:
         TypeError: x does not hold integers.
-        ValueError: x holds a negative number.
+        ValueError: x holds a negative number; of a signed weight, ask its magnitude.
     """
     wide = _non_negative_integers(x)
     return (wide & (wide >> 1)) == 0
@@ -46,7 +49,7 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
 
     Args:
         x: whole numbers in 0..2**bits - 1, of any integer dtype; so are the codes that come back.
-        bits: the width of the codes, 1..16; 7 suits the magnitudes of int8.
+        bits: the width of the codes, 1..16.
 
     Raises:
         TypeError: x does not hold integers.
@@ -89,7 +92,7 @@ def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
     plain int8, largest weight / 127, would leave 86..127 empty: all of it is rounded to 85.
 
     Raises:
-        TypeError, ValueError: see `quantize_magnitudes`; `bits` is outside 1..7.
+        TypeError, ValueError: as `quantize_magnitudes`; `bits` is outside 1..7.
     """
     codes = fibonacci_codes(bits)
     if bits > 7:
@@ -105,19 +108,14 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
     then around the best. Lastly it is refined: with the codes held fixed the best scale has a
     closed form. Each weight takes the nearest code, a tie the larger one.
 
-    Sorting the magnitudes once turns a candidate's error into look-ups of prefix sums at the few
-    midpoints between codes: the search costs the same for any number of weights, nearly.
-
     Args:
-        weight: any floating dtype, any shape, finite; the largest magnitude 0 or in 1e-250..1e150,
-            so that squares can be told.
-        codes: ascending integers that begin with 0 and end by 127; the default is all of 0..127,
-            plain symmetric int8.
+        weight: any floating dtype and shape, finite; the largest magnitude 0 or in 1e-250..1e150.
+        codes: ascending integers that begin with 0 and end by 127; by default all of 0..127, plain
+            symmetric int8.
 
     Raises:
         TypeError: the weight is not floating, or the codes are not a tensor of integers.
-        ValueError: the weight is empty, holds a number that is not finite, or its largest magnitude
-            is beyond the range; the codes are not as asked.
+        ValueError: the weight is empty, or a value of weight or codes is not as above.
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError(f"the weight is {_kind(weight)}: only a floating tensor is quantized.")
@@ -139,21 +137,21 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
             f"the weight's largest magnitude is {largest:g}, and float64 does not hold the squares "
             "of such numbers: multiply the weight by a constant that brings it to about 1."
         )
-    # In units of the largest weight, so that no square underflows or overflows.
+    # In units of the largest weight, so that no square underflows or overflows. Sorted once, so
+    # that a candidate's error is look-ups of prefix sums at the few midpoints between codes.
     ordered = (magnitude / largest).sort().values
     codes = codes.to(device=ordered.device, dtype=torch.float64)
-    start = torch.zeros(1, dtype=torch.float64, device=ordered.device)
-    first_power = torch.cat([start, ordered.cumsum(0)])
+    midpoints = (codes[:-1] + codes[1:]) / 2
+    first_power = nn.functional.pad(ordered.cumsum(0), (1, 0))
     total = float((ordered * ordered).sum())
 
     def moments(scales: Tensor) -> tuple[Tensor, Tensor]:
         """<magnitude, code> and <code, code> for each scale, when each weight has its code."""
-        midpoints = scales[:, None] * ((codes[:-1] + codes[1:]) / 2)  # (scales, codes - 1)
-        cuts = torch.searchsorted(ordered, midpoints)  # a weight at the midpoint goes up
-        counts = len(ordered) - cuts
-        sums = first_power[-1] - first_power[cuts]
+        # (scales, codes - 1); a weight at the midpoint goes up.
+        cuts = torch.searchsorted(ordered, scales[:, None] * midpoints)
+        sums, counts = first_power[-1] - first_power[cuts], (len(ordered) - cuts).double()
         # Passing a midpoint raises the code, and its square, by a step.
-        return sums @ codes.diff(), counts.double() @ (codes * codes).diff()
+        return sums @ codes.diff(), counts @ (codes * codes).diff()
 
     def errors(scales: Tensor) -> Tensor:
         with_weight, with_self = moments(scales)
@@ -178,11 +176,9 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
             break
         scale = better
 
-    magnitudes = codes[
-        torch.bucketize(magnitude / largest, scale * (codes[:-1] + codes[1:]) / 2, right=True)
-    ].reshape(weight.shape)
-    quantized = (magnitudes * torch.sign(weight.detach()).double()).to(torch.int8)
-    squared = float(((magnitudes * float(scale)).flatten() - magnitude / largest).square().sum())
+    nearest = codes[torch.bucketize(magnitude / largest, scale * midpoints, right=True)]
+    quantized = (nearest.reshape(weight.shape) * torch.sign(weight.detach())).to(torch.int8)
+    squared = float((nearest * scale - magnitude / largest).square().sum())
     mean = squared * largest**2 / len(ordered)
     return Quantized(quantized, float(scale) * largest, mean, (squared / total) ** 0.5)
 
@@ -192,9 +188,7 @@ def _kind(x: object) -> str:
 
 
 def _holds_integers(x: object) -> bool:
-    if not isinstance(x, Tensor) or x.dtype is torch.bool:
-        return False
-    return not (x.is_floating_point() or x.is_complex())
+    return isinstance(x, Tensor) and x.dtype != torch.bool and torch.can_cast(x.dtype, torch.long)
 
 
 def _non_negative_integers(x: Tensor) -> Tensor:

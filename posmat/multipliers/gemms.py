@@ -20,7 +20,6 @@ class BitTerm(NamedTuple):
     mask: int = 0xFF
 
     def values(self, magnitude: np.ndarray) -> np.ndarray:
-        """The function of each magnitude."""
         result = magnitude & self.mask
         for shift in self.shifts:
             result = result & (magnitude << shift)
@@ -99,10 +98,7 @@ def gemm_of_factors(found: Factorization, convention: str, linear: bool) -> Gemm
                 left, right = columns.setdefault(DIGIT_BASE ** (i + j), ([], []))
                 left.append(weights)
                 right.append(inputs)
-    stacked = {
-        scale: (np.stack(left, axis=1), np.stack(right, axis=1))
-        for scale, (left, right) in columns.items()
-    }
+    stacked = {scale: tuple(np.stack(f, axis=1) for f in pair) for scale, pair in columns.items()}
     return Gemm(CODES.astype(np.int8) if linear else None, (), stacked)
 
 

@@ -1,7 +1,6 @@
 """The published simulators' algorithm, to compare with: one table look-up per product, compiled.
 
-A loop in C over outputs and inner dimension, compiled when it is first asked for by the system's
-compiler. It is here for the measurement; `posmat.multipliers.product` needs none of it.
+The loop in C is compiled by the system's compiler when it is first asked for.
 """
 
 import ctypes
@@ -48,9 +47,7 @@ void lookup_product(const uint8_t *restrict x, const uint8_t *restrict w,
 
 
 def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
-    """Sum the table over the inner dimension with one look-up per product, in a compiled C loop.
-
-    One thread. The same numbers as `inexact_product`, as int64.
+    """The numbers of `inexact_product` as int64 (M, N), by one look-up per product on one thread.
 
     Args:
         x, w: X (M, K) and W (N, K), int8, on the CPU.
@@ -73,11 +70,7 @@ def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) 
 
 
 def compiler_command() -> str:
-    """The compiler and the flags of the compiled loop, to report beside its times.
-
-    Raises:
-        NotAvailable: there is no C compiler.
-    """
+    """The compiler and the flags of the compiled loop; NotAvailable where there is none."""
     return " ".join([_compiler(), *FLAGS])
 
 
@@ -105,15 +98,9 @@ def _loop(small: bool):
         source.write_text(SOURCE, encoding="utf-8")
         sums = f"-DSUM_TYPE={'int32_t' if small else 'int64_t'}"
         command = [compiler, *FLAGS, sums, str(source), "-o", str(library)]
+        told = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
         try:
-            done = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=120,
-            )
+            done = subprocess.run(command, check=False, timeout=120, **told)
             if done.returncode:
                 raise OSError(done.stderr.strip().splitlines()[0] if done.stderr else "no reason")
             function = ctypes.CDLL(str(library)).lookup_product

@@ -10,12 +10,12 @@ The ways there, all equal number for number:
     "gemm"     1 + r GEMMs, by the engine that `posmat.layer.engines` chooses: int8 or float32
     "lookup"   the table, by rows: for each k, table[w[:, k]] is one row of N for each value of x
 
-What the weights need is prepared once, by `prepare_inexact`. What `inexact_product` refuses, the
-errors that are made of it refuse too.
+What the weights need is prepared once, by `prepare_inexact`.
 """
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from posmat.multipliers.table import Multiplier, find_multiplier
 PATHS = ("auto", "exact", "gemm", "lookup")
 
 # By engine, how many GEMMs with their operands' mapping take as long as the look-up path: one
-# thread, at the seed's size, on a processor with AVX512-VNNI. More than that: look up.
+# thread, at the seed's size, on a processor with AVX512-VNNI.
 LOOKUP_IN_GEMMS = {"int8": 128, "float32": 40}
 COLUMN_BYTES = 2 * 2**20  # of operands that are looked up in one GEMM
 EMBED_BYTES = 256 * 1024  # of x that are mapped at a time, to stay in the cache over a few passes
@@ -43,40 +43,34 @@ GATHER_ROWS = 16  # up to so many rows of x, single look-ups are faster than row
 
 
 class InexactWeight(PreparedWeight):
-    """int8 weights W (N, K), as they were when prepared, made ready for a multiplier.
+    """int8 weights W (N, K), as they were when prepared, made ready for `multiplier` by `path`.
 
-    multiplier: the Multiplier.
-    path: the way that is taken: 'exact', 'gemm' or 'lookup'.
     gemms: how many GEMMs of the layer's size the product takes; 0 where it looks up.
     """
 
     def __init__(self, w: Tensor, multiplier: Multiplier, path: str):
         super().__init__(w)
-        path = _path(w, multiplier, path)
-        self.multiplier, self.path = multiplier, path
-        self.gemms = multiplier.gemm.count if path == "gemm" else int(path == "exact")
+        self.multiplier, self.path = multiplier, _path(w, multiplier, path)
+        self.gemms = multiplier.gemm.count if self.path == "gemm" else int(self.path == "exact")
         # Partial sums may wrap on the way in int32: additions modulo 2**32 end where they should
         # as soon as the sum itself fits.
         K = self.shape[1]
         fits = K <= INT32_MAX_IN_FEATURES and K * multiplier.largest_product <= 2**31 - 1
         self._accumulator = torch.int32 if fits else torch.int64
-        self._table = _Table(w, multiplier) if path == "lookup" else None
+        self._table = _Table(w, multiplier) if self.path == "lookup" else None
         if self._table is None:
             self._weight = w.clone(memory_format=torch.contiguous_format)
             self._terms: dict[str, list[Term]] = {}
             self._laid_out(engine_for(w.device, INT8))
 
     def __repr__(self) -> str:
-        way = {
-            "exact": "exact on these weights: one GEMM",
-            "gemm": f"{self.gemms} GEMM{'s' * (self.gemms != 1)}",
-            "lookup": "table look-up",
-        }[self.path]
+        words = {"exact": "exact on these weights: one GEMM", "lookup": "table look-up"}
+        way = words.get(self.path, f"{self.gemms} GEMM{'s' * (self.gemms != 1)}")
         return f"InexactWeight{self.shape}: {self.multiplier.name!r}, path {self.path!r} ({way})"
 
     def product(self, x: Tensor) -> Tensor:
         """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit."""
-        _check_admitted(x, "x", self.multiplier, 1)
+        _check_admitted(x, self.multiplier, "input")
         N, K = self.shape
         if self._table is None:
             engine = engine_for(x.device, INT8)
@@ -100,9 +94,8 @@ def prepare_inexact(w: Tensor, multiplier: str | Multiplier, path: str = "auto")
     Args:
         w: W (N, K), int8; later changes of it do not count.
         multiplier: a Multiplier or the name of a shipped one.
-        path: 'exact', 'gemm' or 'lookup'; 'auto' takes 'exact' if every weight is one on which the
-            multiplier is exact for all inputs, else 'gemm', if it takes at most as many of them as
-            the look-up path takes the time of (see `LOOKUP_IN_GEMMS`), else 'lookup'.
+        path: 'exact', 'gemm' or 'lookup'; 'auto' takes 'exact' if the multiplier is exact on every
+            weight, else 'gemm', unless a look-up is faster (see `LOOKUP_IN_GEMMS`).
 
     Raises:
         TypeError: w is not int8.
@@ -130,8 +123,8 @@ def inexact_product(
 
     Raises:
         TypeError: an operand is not int8; or the multiplier is missing, or given a second time.
-        ValueError: the shapes do not fit, or x holds a -128 that the multiplier does not admit; see
-            also `prepare_inexact`.
+        ValueError: the shapes do not fit, or x holds a -128 that the multiplier does not admit;
+            and those of `prepare_inexact`.
     """
     check_for("inexact_product", x, w, InexactWeight)
     prepared = isinstance(w, InexactWeight)
@@ -149,7 +142,7 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
     """The way that is asked for, once it is known to serve; the one to take where it is 'auto'."""
     if path not in PATHS:
         raise ValueError(f"there is no path {path!r}: the paths are {', '.join(PATHS)}.")
-    _check_admitted(w, "w", found, 0)
+    _check_admitted(w, found, "weight")
     if path in ("gemm", "lookup"):
         return path
     inexact = ~torch.from_numpy(found.exact_weights).to(w.device)[w.view(torch.uint8).long()]
@@ -167,15 +160,14 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
     return "gemm" if found.gemm.count <= most else "lookup"
 
 
-def _check_admitted(t: Tensor, name: str, multiplier: Multiplier, axis: int) -> None:
-    if multiplier.admits[axis] or not t.numel() or int(t.min()) > -128:
-        return
-    i, j = (t == -128).nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude 127: "
-        f"it admits no such {('weight', 'input')[axis]}. Clamp to -127, or give a table with 129 "
-        f"{('rows', 'columns')[axis]}."
-    )
+def _check_admitted(t: Tensor, multiplier: Multiplier, what: str) -> None:
+    axis, name, lines = {"weight": (0, "w", "rows"), "input": (1, "x", "columns")}[what]
+    if not multiplier.admits[axis] and t.numel() and int(t.min()) == -128:
+        i, j = (t == -128).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude "
+            f"127: it admits no such {what}. Clamp to -127, or give a table with 129 {lines}."
+        )
 
 
 def error_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
@@ -199,10 +191,7 @@ def output_error(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> OutputEr
 
 
 def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
-    """The multiplier's GEMMs of weights (N, K), laid out for an engine.
-
-    Each is a product of an input's and a weight's function; a block of either is looked up.
-    """
+    """The multiplier's GEMMs of weights (N, K), laid out for an engine."""
     K, gemm, codes = w.shape[1], multiplier.gemm, w.view(torch.uint8).long()
 
     def term(factors: np.ndarray, largest: int, **rest) -> Term:
@@ -229,10 +218,7 @@ def _terms(w: Tensor, multiplier: Multiplier, engine: Engine) -> list[Term]:
 
 
 def _embed(term: BitTerm, xor: bool, x: Tensor) -> Tensor:
-    """x ^ term(|x|), or s·term(|x|), as scratch memory (M, K) of int8.
-
-    In blocks of rows, so that the intermediate is small.
-    """
+    """x ^ term(|x|), or s·term(|x|), as scratch memory (M, K) of int8; in blocks of rows."""
     embedded = scratch("part", x.shape, torch.int8, x.device)
     rows = len(x) if x.device.type == "cuda" else max(1, EMBED_BYTES // x.shape[1])
     doubled = scratch("doubled", (min(rows, len(x)), x.shape[1]), torch.int8, x.device)
@@ -264,11 +250,11 @@ def _chunks(columns: int) -> Iterator[tuple[int, int, int]]:
     one column of zeros before it is made of two.
     """
     start = 0
-    while columns:
-        size = 16 if columns >= 15 else max(s for s in (1, 2, 4, 8) if s - 1 <= columns)
-        count = min(size, columns)
+    while start < columns:
+        size = max(s for s in (1, 2, 4, 8, 16) if s - 1 <= columns - start)
+        count = min(size, columns - start)
         yield start, count, size
-        start, columns = start + count, columns - count
+        start += count
 
 
 def _rows_by_index(factors: np.ndarray) -> tuple[int, Tensor]:
@@ -294,13 +280,10 @@ def _look_up(keys: int, rows: Tensor, x: Tensor) -> Tensor:
     """
     if x.shape[1] % 2:
         x = F.pad(x, (0, 1))
-    if keys == 1:
-        keyed = x.view(torch.uint8)
-    else:
-        if x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2:
-            # Not x.contiguous(), which gives back a single row with an odd stride as it is.
-            x = x.clone(memory_format=torch.contiguous_format)
-        keyed = x.view(torch.int16)
+    if keys == 2 and (x.stride(1) != 1 or x.stride(0) % 2 or x.storage_offset() % 2):
+        # Not x.contiguous(), which gives back a single row with an odd stride as it is.
+        x = x.clone(memory_format=torch.contiguous_format)
+    keyed = x.view(torch.int16 if keys == 2 else torch.uint8)
     M, k = keyed.shape
     found = scratch("rows", (M, k), rows.dtype, x.device)
     step = M if x.device.type == "cuda" else max(1, INDEX_BYTES // (4 * k))
@@ -323,14 +306,12 @@ class _Table:
     """
 
     def __init__(self, w: Tensor, multiplier: Multiplier):
-        self.N, self.K = w.shape
         self.codes = w.view(torch.uint8).int()
-        by_input = torch.from_numpy(multiplier.operand_table.T.copy()).to(w.device)  # (x, w)
-        self.by_input = by_input
-        low = (by_input + 2**14) % 2**15 - 2**14
-        parts = [(1, low), (2**15, (by_input - low) >> 15)]
-        if multiplier.largest_product <= 2**17:
-            parts = [(1, by_input)]
+        self.by_input = torch.from_numpy(multiplier.operand_table.T.copy()).to(w.device)  # (x, w)
+        parts = [(1, self.by_input)]
+        if multiplier.largest_product > 2**17:
+            low = (self.by_input + 2**14) % 2**15 - 2**14
+            parts = [(1, low), (2**15, (self.by_input - low) >> 15)]
         self.parts = [
             (scale, part.float(), max(1, 2**24 // max(1, int(part.abs().max()))))
             for scale, part in parts
@@ -339,31 +320,27 @@ class _Table:
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """Add the product to y; of few rows one by one, of many by rows of the table."""
         if len(x) <= GATHER_ROWS:
-            table, codes = self.by_input.flatten(), self.codes
+            table = self.by_input.flatten()
             for x_row, y_row in zip(x.view(torch.uint8).int() * 256, y, strict=True):
-                y_row.add_(table[x_row + codes].sum(1))  # of (N, K)
+                y_row.add_(table[x_row + self.codes].sum(1))  # of (N, K)
             return
+        N, K = self.codes.shape
+        n_step = min(N, 128)
+        elements = LOOKUP_ELEMENTS.get(x.device.type, LOOKUP_ELEMENTS["cpu"])
         for scale, table, limit in self.parts:
-            n_step = min(self.N, 128)
-            elements = LOOKUP_ELEMENTS.get(x.device.type, LOOKUP_ELEMENTS["cpu"])
-            k_step = max(1, min(elements // (256 * n_step), limit, self.K))
-            for n in range(0, self.N, n_step):
+            k_step = max(1, min(elements // (256 * n_step), limit, K))
+            span = limit // k_step * k_step
+            for n, start in product(range(0, N, n_step), range(0, K, span)):
                 y_block = y[:, n : n + n_step]
                 total = torch.zeros(y_block.shape, dtype=torch.float32, device=x.device)
-                summed = 0
-                for k in range(0, self.K, k_step):
+                for k in range(start, min(start + span, K), k_step):
                     codes = self.codes[n : n + n_step, k : k + k_step].T  # (k, n)
                     count = len(codes)
-                    if summed + count > limit:
-                        y_block.add_(_scaled(total, scale, y))
-                        total.zero_()
-                        summed = 0
                     # (v, k, n): row v · count + k is table[w[:, k], v]
                     rows = torch.index_select(table, 1, codes.reshape(-1)).view(256 * count, -1)
                     index = x[:, k : k + count].contiguous().view(torch.uint8).int().mul_(count)
                     index.add_(torch.arange(count, dtype=torch.int32, device=x.device))
                     total.add_(F.embedding_bag(index, rows, mode="sum"))
-                    summed += count
                 y_block.add_(_scaled(total, scale, y))
 
 

@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class ErrorStatistics(NamedTuple):
     probability: float  # the share of pairs with a wrong product
     mean: float  # of the error's absolute value
     max: int  # of the same
-    bias: float  # the mean of the error itself, product minus true product
+    bias: float  # the mean of the error itself
     mean_relative: float  # the mean of |error / true product| where the true product is not 0
 
 
@@ -55,20 +55,18 @@ class ErrorStatistics(NamedTuple):
 class Multiplier:
     """A multiplier of a weight and an input, known by its table.
 
-    Use `Multiplier.from_function`, `Multiplier.from_table`, or a name (`find_multiplier`).
+    Use `Multiplier.from_function`, `Multiplier.from_table`, or a name (`find_multiplier`). Its
+    convention says how operands index the table:
 
-    name: what to call it.
-    convention: how operands index the table.
-        'sign-magnitude': magnitudes from 0 on; the product has the sign of the operands' product.
-            128 rows hold weights -127..127, 129 and more hold -128 too; so do columns the inputs.
-        'unsigned': 256 x 256, a circuit for 0..255, used on magnitudes with the sign restored.
-        'signed': 256 x 256 over -128..127 in this order, taken as it is.
-    table: int32, table[weight, input], read-only.
+    'sign-magnitude': magnitudes from 0 on; the product has the sign of the operands' product. 128
+        rows hold weights -127..127, 129 and more hold -128 too; so do columns the inputs.
+    'unsigned': 256 x 256, a circuit for 0..255, used on magnitudes with the sign restored.
+    'signed': 256 x 256 over -128..127 in this order, taken as it is.
     """
 
     name: str
     convention: str
-    table: np.ndarray
+    table: np.ndarray  # int32, table[weight, input], read-only
     closed_form: ClosedForm | None = field(default=None, repr=False)
 
     @classmethod
@@ -82,11 +80,7 @@ class Multiplier:
 
         Both arguments are int64 arrays of one shape, with every pair of operands in them:
         magnitudes 0..128 by default, 0..255 if 'unsigned', -128..127 if 'signed'. f returns whole
-        numbers in the same shape.
-
-        Raises:
-            TypeError: f is not callable.
-            ValueError: see `from_table`.
+        numbers in the same shape. What is not callable is a TypeError; see also `from_table`.
         """
         if not callable(f):
             raise TypeError(f"{f!r} is not callable: give a function f(weight, input).")
@@ -94,32 +88,30 @@ class Multiplier:
         size = 129 if convention == "sign-magnitude" else 256
         operands = np.arange(size, dtype=np.int64) - (128 if convention == "signed" else 0)
         weight, data = np.meshgrid(operands, operands, indexing="ij")
-        name = name or getattr(f, "__name__", "function")
         table = f(weight, data)
         if np.shape(table) != weight.shape:
             raise ValueError(
                 f"f gave shape {np.shape(table)} for operands of shape {weight.shape}: it is "
                 "called with arrays, and must return one product for each pair."
             )
-        return cls(name, convention, _checked_table(table, convention, name))
+        return cls.from_table(table, name or getattr(f, "__name__", "function"), convention)
 
     @classmethod
     def from_table(
         cls, table: Any, name: str | None = None, convention: str | None = None
     ) -> "Multiplier":
-        """The multiplier of a table[weight, input], from an array or an .npy or .csv file.
+        """The multiplier of a table[weight, input].
 
         Args:
-            table: a two-dimensional array of whole numbers, or the path of a file with one.
-            name: what to call it; the default is the file's name without its ending.
-            convention: 'sign-magnitude', 'unsigned' or 'signed'; it must be said, because the
-                shape does not say it.
+            table: a matrix of whole numbers, or the path of an .npy or .csv file with one.
+            name: what to call it; by default the file's name without its ending.
+            convention: it must be said, because the shape does not say it.
 
         Raises:
             OSError: the file cannot be read.
             TypeError: the table does not hold numbers.
-            ValueError: the file holds no table; shape, values or convention are not admitted. The
-                first offending cell is named.
+            ValueError: the file holds no table; shape, convention or a cell, which is named, are
+                not admitted.
         """
         _require_known("convention", convention, CONVENTIONS)
         if isinstance(table, str | os.PathLike):
@@ -149,9 +141,7 @@ class Multiplier:
     def statistics(
         self, weights: np.ndarray | None = None, inputs: np.ndarray | None = None
     ) -> ErrorStatistics:
-        """The error over all pairs of `weights` and `inputs`; by default over the whole table.
-
-        They are operands as they index the table, for example `range(128)`.
+        """The error over all pairs of operands, as they index the table; by default over the whole.
 
         Raises:
             ValueError: an operand is not in the table, or there are none.
@@ -176,23 +166,18 @@ class Multiplier:
         """By exhaustive check: is every product exact when the named operand is of a kind?
 
         Kinds: 'Fibonacci code' (no two adjacent ones in the magnitude) and 'power of two' (0 too).
-        Which operand: 'weight', 'input', 'either' (one of them is enough, whichever it is) and
-        'both' (both of them are of the kind).
+        Which operand: 'weight', 'input', 'either' (one of them is enough) and 'both' (it takes
+        both).
         """
-        answer = {}
-        w, x = np.abs(self.weights), np.abs(self.inputs)
+        answer, w, x = {}, np.abs(self.weights), np.abs(self.inputs)
         for kind, rows, columns in (
             ("Fibonacci code", (w & w >> 1) == 0, (x & x >> 1) == 0),
             ("power of two", (w & w - 1) == 0, (x & x - 1) == 0),
         ):
-            by_weight = not self.error[rows].any()
-            by_input = not self.error[:, columns].any()
-            answer[kind] = {
-                "weight": by_weight,
-                "input": by_input,
-                "either": by_weight and by_input,
-                "both": not self.error[np.ix_(rows, columns)].any(),
-            }
+            by_weight, by_input = not self.error[rows].any(), not self.error[:, columns].any()
+            by_both = not self.error[np.ix_(rows, columns)].any()
+            answer[kind] = {"weight": by_weight, "input": by_input}
+            answer[kind] |= {"either": by_weight and by_input, "both": by_both}
         return answer
 
     @cached_property
@@ -216,12 +201,10 @@ class Multiplier:
 
     @cached_property
     def exact_weights(self) -> np.ndarray:
-        """For each byte of an int8 weight: is its product exact with every admitted input?"""
-        weights, inputs = (CODES if admits else np.maximum(CODES, -127) for admits in self.admits)
-        true = np.outer(weights, inputs)
-        columns = np.flatnonzero(inputs == CODES)
-        exact = (self.operand_table[:, columns] == true[:, columns]).all(axis=1)
-        return exact & (weights == CODES)
+        """(256,) bool by the weight's byte: is its product exact with every admitted input?"""
+        weights, inputs = (admits | (CODES > -128) for admits in self.admits)
+        wrong = self.operand_table != np.outer(CODES, CODES)
+        return weights & ~wrong[:, inputs].any(axis=1)
 
     @cached_property
     def largest_product(self) -> int:
@@ -243,7 +226,7 @@ class Multiplier:
         """Integer factors of the error over the operands of int8, verified cell by cell.
 
         Over magnitudes 0..128 (or 0..127 where the table ends there), or over -128..127 if the
-        convention is 'signed'. The shipped multipliers have theirs in closed form.
+        convention is 'signed'.
         """
         error = self._int8_part(self.error)
         if self.closed_form is None:
@@ -256,14 +239,14 @@ class Multiplier:
     def gemm(self) -> Gemm:
         """The multiplier as a sum of int8 products, by the fewest that are known.
 
-        From the closed form; or the true product and the factors of the error; or, where that
-        takes fewer, the factors of the products themselves.
+        From the closed form; from the true product and the factors of the error; or from the
+        factors of the products themselves.
         """
         form = self.closed_form
         if form is not None and len(form.terms) <= MANY_TERMS:
             return gemm_of_closed_form(form)
         found = gemm_of_factors(self.factorization, self.convention, linear=True)
-        products = self._int8_part(self.table).astype(np.int64)
+        products = self._int8_part(self.table)
         if form is None and modular_rank(products) <= self.rank:
             other = gemm_of_factors(factorize(products), self.convention, linear=False)
             return min(found, other, key=lambda gemm: gemm.count)
@@ -275,9 +258,7 @@ class Multiplier:
 
     def _index(self, axis: int, operands: np.ndarray | None) -> np.ndarray:
         known = (self.weights, self.inputs)[axis]
-        if operands is None:
-            return np.arange(len(known))
-        operands = np.asarray(operands).reshape(-1)
+        operands = known if operands is None else np.asarray(operands).reshape(-1)
         outside = operands[~np.isin(operands, known)]
         if len(outside):
             raise ValueError(
@@ -296,7 +277,7 @@ def find_multiplier(multiplier: str | Multiplier) -> Multiplier:
     """The shipped multiplier of that name; a Multiplier is given back as it is.
 
     Raises:
-        ValueError: there is none of that name; near names are suggested.
+        ValueError: there is none of that name.
         TypeError: neither a name nor a Multiplier.
     """
     if isinstance(multiplier, Multiplier):
@@ -332,46 +313,41 @@ def _read_table(path: Path) -> np.ndarray:
 
 def _checked_table(table: Any, convention: str, name: str) -> np.ndarray:
     """The table as a read-only int32 array of its own, if it is one of that convention."""
+    named, signed = f"the table of {name!r}", convention == "signed"
     if np.ma.is_masked(table):
         i = ", ".join(map(str, np.argwhere(np.ma.getmaskarray(table))[0]))
-        raise ValueError(
-            f"the table of {name!r} is masked in cell [{i}]: fill what is masked with products."
-        )
+        raise ValueError(f"{named} is masked in cell [{i}]: fill what is masked with products.")
     try:
         table = np.asarray(table)
     except ValueError:
         raise ValueError(
-            f"the table of {name!r} has rows of different lengths: it must be a matrix, "
-            "table[weight, input]."
+            f"{named} has rows of different lengths: it must be a matrix, table[weight, input]."
         ) from None
     if table.dtype.kind not in "iuf":
-        raise TypeError(f"the table of {name!r} holds {table.dtype}: it must hold whole numbers.")
+        raise TypeError(f"{named} holds {table.dtype}: it must hold whole numbers.")
     if table.dtype.kind == "f":  # float32 takes the limit of 32 bits for 2**31
         table = table.astype(np.promote_types(table.dtype, np.float64))
+    fits, wanted = table.shape == (256, 256), "256 x 256"
     if convention == "sign-magnitude":
         fits = table.ndim == 2 and all(128 <= size <= 256 for size in table.shape)
         wanted = "128 x 128, or 129 and up to 256 where an operand of -128 is admitted"
-    else:
-        fits, wanted = table.shape == (256, 256), "256 x 256"
     if not fits:
         raise ValueError(
-            f"the table of {name!r} has shape {table.shape}: for convention {convention!r} it must "
-            f"be {wanted}, table[weight, input]."
+            f"{named} has shape {table.shape}: for convention {convention!r} it must be {wanted}, "
+            "table[weight, input]."
         )
-    first = -128 if convention == "signed" else 0
-    zero = np.zeros(table.shape, dtype=bool)
-    if convention != "signed":
-        zero[0] = zero[:, 0] = True
+    first = -128 if signed else 0
+    by_zero = np.outer(*(np.arange(size) + first for size in table.shape)) == 0
     for bad, why in (
         (~(np.floor(table) == table), "it must be a whole number"),
         ((table < -(2**31)) | (table > 2**31 - 1), "it must fit 32 bits"),
-        (zero & (table != 0), "a product with 0 has no sign and must be 0"),
+        (by_zero & (table != 0) & (not signed), "a product with 0 has no sign and must be 0"),
     ):
         if bad.any():
             i, j = map(int, np.argwhere(bad)[0])
             raise ValueError(
-                f"the table of {name!r} says {table[i, j]} for weight {i + first} and input "
-                f"{j + first} (row {i}, column {j}): {why} ({bad.sum()} such cells)."
+                f"{named} says {table[i, j]} for weight {i + first} and input {j + first} "
+                f"(row {i}, column {j}): {why} ({bad.sum()} such cells)."
             )
     own = table.astype(np.int32)
     own.setflags(write=False)
@@ -391,54 +367,51 @@ def _merged_rows(group: int, merge: np.ufunc) -> Callable[[np.ndarray, np.ndarra
 def _kulkarni(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
     """Two-bit blocks multiplied each with each; 3 · 3 = 7, so that a block's product has 3 bits."""
     total = np.zeros_like(weight)
-    for i in range(0, 8, 2):
-        for j in range(0, 8, 2):
-            a, b = weight >> i & 3, data >> j & 3
-            total += np.where((a == 3) & (b == 3), 7, a * b) << (i + j)
+    for i, j in product(range(0, 8, 2), repeat=2):
+        a, b = weight >> i & 3, data >> j & 3
+        total += np.where((a == 3) & (b == 3), 7, a * b) << (i + j)
     return total
 
 
-def _or_terms(group: int) -> tuple[tuple[np.ndarray, BitTerm], ...]:
+def _truncated(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
+    return (weight & ~3) * (data & ~3)
+
+
+def _or_terms(group: int) -> list[tuple[np.ndarray, BitTerm]]:
     """The error of OR-ing rows in groups, by inclusion and exclusion.
 
     An OR of rows is their sum, less what any two have in common, plus what any three have, less
     what four have. Rows i and i + d have in common b_i b_(i+d) · (a & a << d) << i: sets of rows
     with the same distances share one function of the input.
     """
-    weight = np.arange(129)
     coefficients: dict[tuple[int, ...], np.ndarray] = {}
     for start in range(0, 8, group):
         for count in range(2, group + 1):
             for rows in combinations(range(start, start + group), count):
-                chosen = np.prod([weight >> i & 1 for i in rows], axis=0) << rows[0]
+                chosen = np.prod([_WEIGHT >> i & 1 for i in rows], axis=0) << rows[0]
                 distances = tuple(i - rows[0] for i in rows[1:])
                 sign = 1 if count % 2 else -1
                 coefficients[distances] = coefficients.get(distances, 0) + sign * chosen
-    return tuple((c, BitTerm(distances)) for distances, c in coefficients.items())
+    return [(c, BitTerm(distances)) for distances, c in coefficients.items()]
 
 
 _WEIGHT = np.arange(129)
 _PAIRS = _WEIGHT & _WEIGHT >> 1 & 0x55  # the pairs of rows that a weight chooses both of
 
-# name -> (definition, closed form)
-_SHIPPED: dict[str, tuple[Callable, ClosedForm]] = {
-    "exact": (np.multiply, ClosedForm(_WEIGHT)),
-    "or_pairs": (_merged_rows(2, np.bitwise_or), ClosedForm(_WEIGHT, _or_terms(2))),
-    "xor_pairs": (
-        _merged_rows(2, np.bitwise_xor),
-        ClosedForm(_WEIGHT, ((-2 * _PAIRS, BitTerm((1,))),)),
-    ),
-    "or_fours": (_merged_rows(4, np.bitwise_or), ClosedForm(_WEIGHT, _or_terms(4))),
+# name -> (definition, and of its closed form the linear coefficient and the terms)
+_SHIPPED: dict[str, tuple[Callable, np.ndarray, list[tuple[np.ndarray, BitTerm]]]] = {
+    "exact": (np.multiply, _WEIGHT, []),
+    "or_pairs": (_merged_rows(2, np.bitwise_or), _WEIGHT, _or_terms(2)),
+    "xor_pairs": (_merged_rows(2, np.bitwise_xor), _WEIGHT, [(-2 * _PAIRS, BitTerm((1,)))]),
+    "or_fours": (_merged_rows(4, np.bitwise_or), _WEIGHT, _or_terms(4)),
     # The inputs' pairs, twice: x & (x << 1) & 0b10101010
-    "kulkarni": (_kulkarni, ClosedForm(_WEIGHT, ((-_PAIRS, BitTerm((1,), 0xAA)),))),
-    "truncated": (
-        lambda w, x: (w & ~3) * (x & ~3),
-        ClosedForm(0 * _WEIGHT, ((_WEIGHT & ~3, BitTerm((), 0xFC)),)),
-    ),
+    "kulkarni": (_kulkarni, _WEIGHT, [(-_PAIRS, BitTerm((1,), 0xAA))]),
+    "truncated": (_truncated, 0 * _WEIGHT, [(_WEIGHT & ~3, BitTerm((), 0xFC))]),
 }
 
 
 @cache
 def _shipped(name: str) -> Multiplier:
-    definition, closed_form = _SHIPPED[name]
-    return replace(Multiplier.from_function(definition, name, "unsigned"), closed_form=closed_form)
+    definition, linear, terms = _SHIPPED[name]
+    found = Multiplier.from_function(definition, name, "unsigned")
+    return replace(found, closed_form=ClosedForm(linear, tuple(terms)))

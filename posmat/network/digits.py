@@ -22,7 +22,7 @@ LARGEST = 127  # an input's largest magnitude: inputs are non-negative, pixels a
 
 
 class DigitImages(NamedTuple):
-    """Images as rows of 64 pixels in 0..1, float32, with their labels 0..9, in two parts."""
+    """Images (M, 64) of pixels in 0..1, float32, with their labels 0..9, in two parts."""
 
     train: Tensor
     train_labels: Tensor
@@ -48,16 +48,12 @@ def train_network(
 ) -> nn.Sequential:
     """Train 64 -> hidden_features -> 10 with a ReLU between, on the whole training part at a time.
 
-    On the CPU, whatever the device of the experiment: the same seed gives the same network there.
-    The caller's random state is left as it was.
+    On the CPU, where a seed gives the same network. The caller's random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = nn.Sequential(
-            nn.Linear(images.train.shape[1], hidden_features),
-            nn.ReLU(),
-            nn.Linear(hidden_features, 10),
-        )
+        hidden = nn.Linear(images.train.shape[1], hidden_features)
+        network = nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_features, 10))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
     for _ in range(epochs):
         optimizer.zero_grad()
@@ -72,7 +68,7 @@ class QuantizedLayer(NamedTuple):
     weight: Tensor  # int8 (N, K)
     bias: Tensor  # float64 (N,)
     input_scale: float  # what one step of the int8 input is worth
-    scale: float  # what one step of the sum is worth, the input's scale times the weight's
+    scale: float  # the same of the sum: the input's scale times the weight's
 
 
 class NetworkOutput(NamedTuple):
@@ -114,10 +110,9 @@ def quantize_network(
     images: Tensor,
     quantize: Callable[[Tensor], Quantized] = quantize_magnitudes,
 ) -> QuantizedNetwork:
-    """Quantize a trained network's weights and its inputs, which become 0..127.
+    """Quantize a trained network's weights, by `quantize`, and its inputs, which become 0..127.
 
-    On the images, (M, K) in 0..1, the largest input of each layer is found. `quantize` makes float
-    weights Quantized, as `quantize_fibonacci` does.
+    The largest input of each layer is found on the images, (M, K) in 0..1.
     """
     layers, values = [], images
     for module in network:
@@ -145,12 +140,9 @@ class MeanDifference(NamedTuple):
 def mean_difference(differences: Sequence[float]) -> MeanDifference:
     """The mean over random splits of the same images, with an interval that knows that they share.
 
-    Splits of the same images are not independent, and a plain t interval over them is too narrow.
-    By Nadeau and Bengio's correction (Inference for the Generalization Error, 2003) the variance of
-    the mean is that of one split times 1/n + test images / training images, rather than 1/n.
-
-    Raises:
-        ValueError: there are no differences.
+    A plain t interval over them is too narrow: by Nadeau and Bengio's correction (Inference for the
+    Generalization Error, 2003) the variance of the mean is that of one split times
+    1/n + test images / training images, rather than 1/n. No differences are a ValueError.
     """
     from scipy import stats  # which scikit-learn needs too
 

@@ -17,9 +17,11 @@ def test_codes_are_those_without_11_in_their_binary_form():
     expected = torch.tensor(["11" not in f"{value:b}" for value in range(2**16)])
     assert torch.equal(is_fibonacci(every), expected)
     assert torch.equal(fibonacci_codes(16), every[expected].long())
-    counts = [len(fibonacci_codes(bits)) for bits in range(1, 17)]
-    assert counts[:2] == [2, 3] and counts[6] == 34
-    assert all(c == a + b for a, b, c in zip(counts, counts[1:], counts[2:], strict=False))
+    for bits in range(1, 16):
+        assert torch.equal(fibonacci_codes(bits), every[: 2**bits][expected[: 2**bits]].long())
+    assert len(fibonacci_codes()) == 34
+    fibonacci_codes().zero_()  # a caller's own, and the next one's are as they were
+    assert len(fibonacci_codes().unique()) == 34
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 7, 8, 12, 16])
@@ -55,33 +57,21 @@ def test_a_code_that_the_dtype_does_not_hold_is_refused(dtype):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: nearest_fibonacci(torch.tensor([1, 107], dtype=torch.int8), 8), ValueError, "107"),
         (lambda: is_fibonacci(torch.tensor([1.0])), TypeError, "float32"),
+        (lambda: is_fibonacci(torch.tensor([True])), TypeError, "bool"),
         (lambda: is_fibonacci(torch.tensor([-3])), ValueError, "-3"),
         (lambda: nearest_fibonacci(torch.tensor([128])), ValueError, "7 bits end at 127"),
         (lambda: nearest_fibonacci(torch.tensor([1]), 17), ValueError, "bits=17"),
         (lambda: fibonacci_codes(0), ValueError, "bits=0"),
+        (lambda: fibonacci_codes(True), ValueError, "bits=True"),
         (lambda: quantize_fibonacci(torch.tensor([1])), TypeError, "int64"),
         (lambda: quantize_fibonacci(torch.tensor([1.0, float("nan")])), ValueError, "finite"),
         (lambda: quantize_fibonacci(torch.empty(0)), ValueError, "empty"),
         (lambda: quantize_fibonacci(torch.ones(2), 8), ValueError, "7 bits"),
         (lambda: quantize_magnitudes(torch.ones(2), torch.tensor([1, 2])), ValueError, "ascend"),
         (lambda: quantize_magnitudes(torch.ones(2), [0, 1]), TypeError, "codes are list"),
-        (
-            lambda: quantize_magnitudes(torch.ones(2), torch.tensor([0, 1.5])),
-            TypeError,
-            "codes are torch.float32",
-        ),
-        (
-            lambda: quantize_fibonacci(torch.tensor([1e200, 1], dtype=torch.float64)),
-            ValueError,
-            r"largest magnitude is 1e\+200",
-        ),
-        (
-            lambda: quantize_fibonacci(torch.tensor([5e-324, 1e-323], dtype=torch.float64)),
-            ValueError,
-            "multiply the weight",
-        ),
+        (lambda: quantize_fibonacci(torch.ones(2).double() * 1e200), ValueError, r"is 1e\+200"),
+        (lambda: quantize_fibonacci(torch.ones(2).double() * 5e-324), ValueError, "multiply the"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(call, error, words):
@@ -89,38 +79,32 @@ def test_bad_input_is_refused_in_a_sentence(call, error, words):
         call()
 
 
-def weights_of(shape: str) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(5)
-    normal = torch.randn(1000, generator=generator).double()
-    uniform = torch.rand(1000, generator=generator).double()
-    return {
-        "normal": normal,
-        "uniform": uniform - 0.5,
-        "Laplace": uniform.log() * normal.sign(),
-        "one outlier": torch.cat([torch.tensor([30.0]), normal]),
-        "many outliers": torch.where(uniform < 0.01, 100.0, 1.0) * normal,
-        "Cauchy": normal / normal.roll(1),
-        "log-normal": (3 * normal).exp() * normal.sign(),
-        "sparse": normal * (uniform < 0.2),
-        "one size": torch.ones(10, dtype=torch.float64),
-        "two sizes": torch.where(uniform < 0.6, 1.0, 3.0),
-    }[shape].double()
-
-
+generator = torch.Generator().manual_seed(5)
+normal = torch.randn(1000, generator=generator).double()
+uniform = torch.rand(1000, generator=generator).double()
+WEIGHTS = {
+    "normal": normal,
+    "uniform": uniform - 0.5,
+    "Laplace": uniform.log() * normal.sign(),
+    "one outlier": torch.cat([torch.tensor([30.0]), normal]),
+    "many outliers": torch.where(uniform < 0.01, 100.0, 1.0) * normal,
+    "Cauchy": normal / normal.roll(1),
+    "log-normal": (3 * normal).exp() * normal.sign(),
+    "sparse": normal * (uniform < 0.2),
+    "one size": torch.ones(10).double(),
+    "two sizes": torch.where(uniform < 0.6, 1.0, 3.0).double(),
+}
 CODES = {
     "Fibonacci": fibonacci_codes(),
     "plain": torch.arange(128),
     "binary": torch.arange(2),
     "with a gap": torch.tensor([0, 1, 2, 127]),
 }
-SHAPES = ["normal", "uniform", "Laplace", "one outlier", "many outliers", "Cauchy", "log-normal",
-          "sparse", "one size", "two sizes"]  # fmt: skip
 
 
 @pytest.mark.parametrize("codes", CODES.values(), ids=CODES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_no_scale_is_better_however_heavy_the_tails(shape, codes):
-    weight = weights_of(shape)
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_no_scale_is_better_however_heavy_the_tails(weight, codes):
     found = quantize_magnitudes(weight, codes)
     assert found.weight.dtype == torch.int8 and found.weight.shape == weight.shape
     magnitude = weight.abs()
