@@ -75,15 +75,11 @@ def release_scratch() -> None:
 
 
 class Engine(NamedTuple):
-    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8 or as it was prepared.
-
-    gemm: (a, b, out) -> a b as int32 (M, R), exact while no partial sum can exceed `largest_sum`;
-        `out` is memory that it may use.
-    """
+    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8 or as it was prepared."""
 
     name: str
-    largest_sum: int
-    gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    largest_sum: int  # the product is exact while no partial sum can exceed it
+    gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (a, b, memory to use) -> int32 (M, R)
     prepare: Callable[[Tensor], Tensor]  # int8 weights (R, K) -> (K, R), laid out
 
     def longest(self, largest_product: int) -> int:
@@ -279,8 +275,7 @@ def _block_sizes(
     columns = min(K, longest, max(1, elements // min(M, 256)))
     if 1 < columns < K:
         columns -= columns % 2  # look-ups take pairs
-    rows = min(M, max(256, min(elements // columns, 2**20 // N)))
-    return rows, columns
+    return min(M, max(256, min(elements // columns, 2**20 // N))), columns
 
 
 def _lengths(K: int, longest: int, columns: int) -> list[int]:

@@ -25,9 +25,6 @@ def exact_product(x: Tensor, w: Tensor) -> Tensor:
 
     Returns:
         Y (M, N): int32 where that holds every sum (K <= 131,071), int64 beyond.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_for("exact_product", x, w)
     return _chosen(x.device)[1](x, w)

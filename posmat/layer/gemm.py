@@ -62,15 +62,12 @@ class Float32Weight(PreparedWeight):
 
 
 class PositiveWeight(PreparedWeight):
-    """What `positive_matrix_product` needs of int8 weights W (N, K).
-
-    parts: int8, one below the other: W⁺ = max(W, 0); W⁻ = max(-W, 0), with 127 where it would be
-        128; and only where W has a -128 a third matrix, with 1 at those places.
-    start: (N,), -128 Σ W, in the dtype of the product.
-    """
+    """What `positive_matrix_product` needs of int8 weights W (N, K)."""
 
     def __init__(self, w: Tensor, lay_out: bool = False):
         super().__init__(w)
+        # W⁺ = max(W, 0) above W⁻ = max(-W, 0), which has 127 where it would be 128; and only where
+        # W has a -128 a third matrix, with 1 at those places.
         lowest = w == -128
         parts = [w.clamp(min=0), w.clamp(min=-127).neg().clamp(min=0)]
         if bool(lowest.any()):

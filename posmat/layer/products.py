@@ -102,8 +102,7 @@ def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Te
 
     The seed multiplies int8 by int8 into an int32 tensor; PyTorch does that in int8, which wraps,
     and widens afterwards. Here the magnitudes are widened to int16 first, which holds 128 · 128.
-    The result and the signs alone are 5 bytes for every one of the M·N·K partial products, and the
-    conversions that PyTorch makes on the way, to int64 for the sum above all, are as much again.
+    Result and signs are 5 bytes for each partial product, and PyTorch's conversions as much again.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)

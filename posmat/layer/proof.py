@@ -66,11 +66,9 @@ _lock = threading.RLock()
 
 
 def circumstances(device: torch.device) -> tuple:
-    """What the exactness and the speed of a GEMM depend on and a process can change.
-
-    The precision of float32 products is asked of each backend by itself: the one word for all of
-    them, `torch.get_float32_matmul_precision`, raises once a single backend was set apart.
-    """
+    """What the exactness and the speed of a GEMM depend on and a process can change."""
+    # Each backend is asked by itself: the one word for all of them,
+    # `torch.get_float32_matmul_precision`, raises once a single backend was set apart.
     if device.type == "cpu":
         precision = _PRECISION_OF("mkldnn", "matmul")
         return device, torch.get_num_threads(), torch.backends.mkldnn.enabled, precision
