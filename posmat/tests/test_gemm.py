@@ -14,7 +14,6 @@ from posmat.layer.gemm import (
     float32_product,
     int8_product,
     longest_block,
-    one_sided_product,
     positive_matrix_product,
     prepare_float32,
     prepare_positive,
@@ -47,18 +46,12 @@ def problems(draw):
     M, N = draw(st.integers(0, 40)), draw(st.integers(0, 40))
     K = draw(st.sampled_from([0, 1, 2, 3, 7, 8, 9, 31, 64, 65, 130]))
     pair = []
-    for rows, t in zip((M, N), operands(M, N, K, seed=draw(st.integers(0, 2**16))), strict=True):
-        kind = draw(st.sampled_from(["random", "one value", "corners", "one row", "one column"]))
-        if kind == "one value":
-            t.fill_(draw(st.sampled_from([-128, -127, -1, 0, 1, 127])))
-        elif kind == "corners":
-            t.copy_(torch.tensor([-128, -127, 0, 127], dtype=torch.int8)[t.long() % 4])
-        if kind == "one row" and rows:
-            pair.append(t[:1].expand(rows, K))  # stride 0 along the rows
-        elif kind == "one column" and K:
-            pair.append(t[:, :1].expand(rows, K))  # stride 0 along the columns
-        else:
-            pair.append(lay_out(t, draw(st.sampled_from(LAYOUTS))))
+    for drawn in operands(M, N, K, seed=draw(st.integers(0, 2**16))):
+        corners = torch.tensor([-128, -127, 0, 127], dtype=torch.int8)[drawn.long() % 4]
+        constants = [torch.full_like(drawn, value) for value in (-128, -1, 0, 127)]
+        t = draw(st.sampled_from([drawn, corners, *constants]))
+        across = (t[:1].expand(t.shape), t[:, :1].expand(t.shape))  # stride 0
+        pair.append(draw(st.sampled_from([*(lay_out(t, layout) for layout in LAYOUTS), *across])))
     return pair
 
 
@@ -196,29 +189,23 @@ def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
 
     engine = ENGINES["float32"]._replace(gemm=watch)
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: engine)
-    x, w = operands(64, 64, 1100)
-    for weight in (w, prepare_positive(w)):
-        assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
-        assert {(dtype, lowest) for dtype, _, lowest in seen} == {(torch.uint8, 0)}
-        assert max(largest for _, largest, _ in seen) == 255
+    for name in ("positive_matrix_product", "prepare_positive", "one_sided_product"):
         seen.clear()
-    check(one_sided_product, x, w)
-    assert {dtype for dtype, _, _ in seen} == {torch.uint8}
-    assert max(largest for _, largest, _ in seen) == 128
+        check(WAYS[name], *operands(64, 64, 1100))
+        dtypes, largest, lowest = zip(*seen, strict=True)
+        assert set(dtypes) == {torch.uint8}
+        assert max(largest) == (128 if "one" in name else 255)
+        assert "one" in name or set(lowest) == {0}
 
 
 def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
     w = torch.arange(-128, 128, dtype=torch.int8).reshape(16, 16)
     weight = prepare_positive(w)
-    positive, negative, lowest = weight.parts.split(16)
+    positive, negative, lowest = weight.parts.int().split(16)
     assert weight.parts.dtype == torch.int8 and weight.parts.min() == 0
-    assert weight.scales == (1, -1, -1)
-    assert torch.equal(positive.int() - negative.int() - lowest.int(), w.int())
-    assert torch.equal((positive + negative).int() + lowest, w.int().abs())
+    assert torch.equal(positive - negative - lowest, w.int())
     assert not (positive * negative).any()
-    assert weight.start.tolist() == (-128 * w.long().sum(1)).tolist()
     # Without a -128 two GEMMs are enough, and of Fibonacci codes both parts are Fibonacci codes.
-    assert prepare_positive(w.clamp(min=-127)).scales == (1, -1)
     codes = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)))
     parts = prepare_positive(codes.weight).parts
     assert len(parts) == 40 and bool(is_fibonacci(parts).all())
@@ -233,14 +220,11 @@ def test_the_longest_block_of_the_weights_at_hand_from_both_sides(total, length,
     w[0, : total % 1600] += 1
     assert int(w.sum()) == total
     for weight in (w, -w):
-        prepared = prepare_positive(weight)
-        assert prepared.term(engine).longest == length
-        assert longest_block(weight, 255, engine) == length
-        x = constant(300, 1600, 127)
-        assert torch.equal(positive_matrix_product(x, prepared).long(), integer_product(x, weight))
+        assert prepare_positive(weight).term(engine).longest == length
+        check(WAYS["prepare_positive"], constant(300, 1600, 127), weight)
     if length == 800:  # all in one half, which is too much for it too
         halves = torch.cat([w[:, :800] + w[:, 800:], 0 * w[:, 800:]], 1)
-        assert int(halves[:, :800].sum()) == total and longest_block(halves, 255, engine) == 536
+        assert longest_block(halves, 255, engine) == 536
     a = torch.full((1, 1600), 255, dtype=torch.uint8)
     assert (engine.gemm(a, w.t()).item() == 255 * total) == (length == 1600)
     for value, longest in ((127, 512), (-128, 512), (0, 70_000)):
