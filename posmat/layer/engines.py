@@ -6,6 +6,7 @@ float32, over K blocks whose sums float32 holds.
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,9 +48,9 @@ def scratch(
     more than to fill it. CUDA has an allocator that keeps memory, and knows which stream still
     reads it: there it is always fresh. `gap` elements lie between the rows, on a CPU.
     """
-    if device.type != "cpu":
-        return torch.empty(tuple(shape), dtype=dtype, device=device)
     shape = tuple(shape)
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     buffer, views = _kept.buffers.get((name, dtype), (None, {}))
     found = views.get(shape)
     if found is not None:
@@ -74,15 +75,11 @@ def release_scratch() -> None:
 
 
 class Engine(NamedTuple):
-    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8 or as it was prepared.
-
-    gemm: (a, b, out) -> a b as int32 (M, R), exact while no partial sum can exceed `largest_sum`;
-        `out` is memory that it may use.
-    """
+    """One way to multiply a (M, K), int8 or uint8, by b (K, R), int8 or as it was prepared."""
 
     name: str
-    largest_sum: int
-    gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    largest_sum: int  # the product is exact while no partial sum can exceed it
+    gemm: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (a, b, memory to use) -> int32 (M, R)
     prepare: Callable[[Tensor], Tensor]  # int8 weights (R, K) -> (K, R), laid out
 
     def longest(self, largest_product: int) -> int:
@@ -121,35 +118,26 @@ def padded_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     lower seven, a = (a & 127) + 128 (a >> 7), without a look at the data, which would have to wait
     for it.
     """
-    if a.dtype == torch.int8 and _fits(a, b):
+    (M, K), (down, along), (first, column), N = a.shape, a.stride(), b.stride(), b.shape[1]
+    if (  # CUDA takes both as they are: looked at at once, or it takes longer than the GEMM
+        a.dtype == torch.int8
+        and along == first == 1
+        and M > 16
+        and down >= K <= column
+        and not (K | N | down | column) % 8
+        and not (a.data_ptr() | b.data_ptr()) % 16
+    ):
         return torch._int_mm(a, b)
     if a.dtype == torch.uint8:
         low = padded_gemm((a & 127).view(torch.int8), b)
         high = padded_gemm((a >> 7).view(torch.int8), b)
         return low.add_(high, alpha=128)
-    M, N = a.shape[0], b.shape[1]
     y = torch._int_mm(in_eights(as_rows(a), 24), in_eights(as_rows(b.t())).t())
     return y if y.shape == (M, N) else y[:M, :N].contiguous()
 
 
-def _fits(a: Tensor, b: Tensor) -> bool:
-    """Whether CUDA takes both as they are: looked at at once, or it takes longer than the GEMM."""
-    (M, K), (down, along), (first, column) = a.shape, a.stride(), b.stride()
-    return (
-        along == first == 1
-        and M > 16
-        and down >= K <= column
-        and not (K | b.shape[1] | down | column) % 8
-        and not (a.data_ptr() | b.data_ptr()) % 16
-    )
-
-
 def in_eights(t: Tensor, at_least: int = 0) -> Tensor:
-    """The same int8 matrix as CUDA takes it, copied only where it must be.
-
-    Rows and columns of zeros fill it up to multiples of 8, rows up to `at_least` too; the first row
-    lies at a multiple of 16 bytes, and all rows in eights.
-    """
+    """The same int8 matrix as CUDA takes it, with rows of zeros up to `at_least` of them too."""
     rows, columns = t.shape
     more_rows, more_columns = max(at_least - rows, -rows % 8), -columns % 8
     if more_rows or more_columns:
@@ -160,11 +148,8 @@ def in_eights(t: Tensor, at_least: int = 0) -> Tensor:
 
 
 def float32_gemm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """One float32 GEMM, of operands whose sums float32 holds.
-
-    Autocast would round the sum to 8 or 11 bits; it leaves alone what is written to `out`. TF32 and
-    bfloat16, where they were asked for, hold bytes without rounding.
-    """
+    """One float32 GEMM, of operands whose sums float32 holds: TF32 and bfloat16 round no byte."""
+    # Autocast would round the sum to 8 or 11 bits; it leaves alone what is written to `out`.
     M, R, device = a.shape[0], b.shape[1], a.device
     left = scratch("left", a.shape, torch.float32, device, ROW_GAP).copy_(a)
     if b.dtype != torch.float32:  # a copy of rows as rows takes a third of one that transposes
@@ -187,16 +172,13 @@ ENGINES = {
 }
 
 
-def int8_engine(device: torch.device) -> Engine:
-    """The engine of `torch._int_mm`, whether or not the device is good at it."""
-    return ENGINES["direct" if device.type == "cpu" else "padded"]
+# The engine of `torch._int_mm` by kind of device, whether or not that is good at it.
+INT8_ENGINES = defaultdict(lambda: ENGINES["padded"], cpu=ENGINES["direct"])
+_engines: dict[tuple, Engine] = {}
 
 
 def engine_for(device: torch.device, operands: str = INT8) -> Engine:
-    """The fastest engine that was found exact on a device, for left operands of a range.
-
-    The ranges are INT8, MAGNITUDES (bytes to 128) and BYTES (to 255), which saturate sums in 16
-    bits where bytes to 128 do not.
+    """The fastest engine found exact on a device, for left operands INT8, MAGNITUDES or BYTES.
 
     Raises:
         NotAvailable: none is exact, which no known device is the case for.
@@ -208,12 +190,9 @@ def engine_for(device: torch.device, operands: str = INT8) -> Engine:
         if name is None:
             told = "; ".join(f"{name}: {finding}" for name, finding in findings.items())
             raise NotAvailable(f"no GEMM is exact on {device} for {operands}: {told}.")
-        engine = int8_engine(device) if name == "int8" else ENGINES["float32"]
+        engine = INT8_ENGINES[device.type] if name == "int8" else ENGINES["float32"]
         _engines[key] = engine
     return engine
-
-
-_engines: dict[tuple, Engine] = {}
 
 
 class Form(NamedTuple):
@@ -241,10 +220,7 @@ def sum_of_gemms(
     accumulator: torch.dtype,
     start: Tensor | None = None,
 ) -> Tensor:
-    """The sum of terms, (M, N): in int32 modulo 2**32, which is right where the whole sum fits.
-
-    Every row begins with `start`, (N,) in the dtype of the accumulator.
-    """
+    """The sum of terms (M, N), each row on top of `start` (N,): in int32 modulo 2**32."""
     M, K = x.shape
     if 0 in (M, N, K) or not terms:
         return torch.zeros((M, N), dtype=accumulator, device=x.device)
@@ -289,21 +265,17 @@ def _add_term(x: Tensor, y: Tensor, term: Term, engine: Engine) -> None:
 def _block_sizes(
     x: Tensor, N: int, longest: int, form: Form | None, engine: Engine
 ) -> tuple[int, int]:
-    """Rows and columns of X that are taken at a time.
-
-    The more outputs there are, the less forming the parts matters, and the more adding up the K
-    blocks: the columns grow with N.
-    """
+    """Rows and columns of X that are taken at a time."""
     M, K = x.shape
     if x.device.type != "cpu" or (form is None and engine.name == "int8"):
         return M, min(K, longest)
     width, block_bytes = (form.width, form.block_bytes) if form else (1, BLOCK_BYTES)
+    # The more outputs, the less forming the parts matters, and the more adding up the K blocks.
     elements = block_bytes * min(max(N // 128, 1), 8) * min(torch.get_num_threads(), 8) // width
     columns = min(K, longest, max(1, elements // min(M, 256)))
     if 1 < columns < K:
         columns -= columns % 2  # look-ups take pairs
-    rows = min(M, max(256, min(elements // columns, 2**20 // N)))
-    return rows, columns
+    return min(M, max(256, min(elements // columns, 2**20 // N))), columns
 
 
 def _lengths(K: int, longest: int, columns: int) -> list[int]:
@@ -321,7 +293,7 @@ def _lengths(K: int, longest: int, columns: int) -> list[int]:
 
 def by_int8(a: Tensor, w: Tensor) -> Tensor:
     """a Wᵀ by `torch._int_mm`, for int8 or uint8 a: what the probe tries."""
-    return product_of(a, w.t(), int8_engine(a.device))
+    return product_of(a, w.t(), INT8_ENGINES[a.device.type])
 
 
 def by_float32(a: Tensor, w: Tensor) -> Tensor:
@@ -331,9 +303,9 @@ def by_float32(a: Tensor, w: Tensor) -> Tensor:
 
 def product_of(a: Tensor, weights: Tensor, engine: Engine) -> Tensor:
     """One GEMM of a (M, K), int8 or uint8, and weights (K, N), int8 or as the engine has them."""
-    (M, K), N = a.shape, weights.shape[1]
-    longest = engine.longest(LARGEST[a.dtype] * 128)
-    if 0 < K <= longest and M and N:  # where int32 holds the sum too
+    (M, K), N, largest = a.shape, weights.shape[1], LARGEST[a.dtype] * 128
+    if 0 < K * largest <= engine.largest_sum and M and N:  # where int32 holds the sum too
         # As the sum below would; not to ask it saves 1 to 3 % of the time beside a fast GEMM.
         return engine.gemm(a, weights, None)
-    return sum_of_gemms(a, [Term(weights, longest)], N, engine, accumulator_dtype(K))
+    terms = [Term(weights, engine.longest(largest))]
+    return sum_of_gemms(a, terms, N, engine, accumulator_dtype(K))

@@ -21,17 +21,10 @@ def exact_product(x: Tensor, w: Tensor) -> Tensor:
     """The product Y = X Wᵀ of int8 operands, exact on every machine, by the fastest way there.
 
     The first call on a device probes the methods, for about a tenth of a second; so does the first
-    after the number of threads was changed. On a CPU they are compared in the processor time of one
-    thread, so that a busy machine does not change the choice. `explain` says what was chosen.
-
-    Args:
-        x, w: X (M, K) and W (N, K), int8, any strides.
+    after the number of threads was changed. `explain` says what was chosen.
 
     Returns:
         Y (M, N): int32 where that holds every sum (K <= 131,071), int64 beyond.
-
-    Raises:
-        TypeError, ValueError: see `check_operands`.
     """
     check_for("exact_product", x, w)
     return _chosen(x.device)[1](x, w)

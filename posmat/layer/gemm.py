@@ -1,15 +1,9 @@
 """The product of a fully connected layer as GEMMs: exact, by the fastest engine of the machine.
 
-    float32_product           float32 GEMMs over K blocks that float32 sums exactly: right anywhere
-    int8_product              one int8 GEMM, `torch._int_mm`, where that is exact
-    one_sided_product         2 W X⁺ - W |X|: the inputs as bytes without a sign, two GEMMs
-    positive_matrix_product   W⁺ (X + 128) - W⁻ (X + 128) - 128 Σ W: no multiplication of a negative
-                              number, two GEMMs
-
 Every method takes int8 X (M, K) and int8 W (N, K), or what was prepared of W before, and gives the
 integer Y (M, N): int32 where that holds every sum, int64 beyond. It refuses what `check_operands`
-refuses, and weights that were prepared for another method (TypeError). The choice between the
-methods is in `posmat.layer.exact`.
+refuses, weights that were prepared for another method (TypeError), and a machine on which no engine
+is exact for it (NotAvailable). The choice between the methods is in `posmat.layer.exact`.
 """
 
 import torch
@@ -18,12 +12,12 @@ from torch import Tensor
 
 from posmat.layer.engines import (
     ENGINES,
+    INT8_ENGINES,
     Engine,
     Form,
     Term,
     by_int8,
     engine_for,
-    int8_engine,
     product_of,
     scratch,
     sum_of_gemms,
@@ -68,15 +62,12 @@ class Float32Weight(PreparedWeight):
 
 
 class PositiveWeight(PreparedWeight):
-    """What `positive_matrix_product` needs of int8 weights W (N, K).
-
-    parts: int8, one below the other: W⁺ = max(W, 0); W⁻ = max(-W, 0), with 127 where it would be
-        128; and only where W has a -128 a third matrix, with 1 at those places.
-    start: (N,), -128 Σ W, in the dtype of the product.
-    """
+    """What `positive_matrix_product` needs of int8 weights W (N, K)."""
 
     def __init__(self, w: Tensor, lay_out: bool = False):
         super().__init__(w)
+        # W⁺ = max(W, 0) above W⁻ = max(-W, 0), which has 127 where it would be 128; and only where
+        # W has a -128 a third matrix, with 1 at those places.
         lowest = w == -128
         parts = [w.clamp(min=0), w.clamp(min=-127).neg().clamp(min=0)]
         if bool(lowest.any()):
@@ -98,8 +89,8 @@ class PositiveWeight(PreparedWeight):
 def longest_block(w: Tensor, largest: int, engine: Engine) -> int:
     """How many columns of w (R, K) an engine may sum at once, for left operands up to `largest`.
 
-    Guaranteed for any weights, or more where these are small enough: the columns are cut into the
-    fewest blocks of one length, in eights, that no row's sum of magnitudes is too large for.
+    As many as for any weights, or more where these are small enough: the fewest blocks of one
+    length, in eights, that no row's sum of magnitudes is too large for.
     """
     K, guaranteed = w.shape[1], engine.longest(largest * 128)
     if guaranteed >= K or not len(w):
@@ -152,9 +143,8 @@ def float32_product(x: Tensor, w: Tensor | Float32Weight) -> Tensor:
 def int8_product(x: Tensor, w: Tensor) -> Tensor:
     """One int8 GEMM, `torch._int_mm`, also where PyTorch has but a slow loop for it.
 
-    Raises:
-        NotAvailable: it is not exact on this machine. An x86 processor without VNNI sums pairs of
-            products in 16 bits, which saturate.
+    It is not available where pairs of products are summed in 16 bits, which saturate: on x86
+    processors without VNNI.
     """
     check_for("int8_product", x, w)
     exact, finding = prove(by_int8, x.device)
@@ -172,9 +162,6 @@ def one_sided_product(x: Tensor, w: Tensor) -> Tensor:
     With X = X⁺ - X⁻ and |X| = X⁺ + X⁻ it is W X⁺ - W X⁻. Magnitudes reach 128, so a pair of
     products with int8 weights stays within 2 · 128 · 127 and 2 · 128 · -128 = -2**15, which 16 bits
     just hold: the int8 engine is exact for it also where `int8_product` saturates.
-
-    Raises:
-        NotAvailable: no engine of this machine is exact.
     """
     check_for("one_sided_product", x, w)
     return one_sided(x, w, engine_for(x.device, MAGNITUDES))
@@ -182,7 +169,7 @@ def one_sided_product(x: Tensor, w: Tensor) -> Tensor:
 
 def one_sided(x: Tensor, w: Tensor, engine: Engine | None = None) -> Tensor:
     """`one_sided_product` without its checks; by `torch._int_mm`, where no engine is given."""
-    engine = engine or int8_engine(x.device)
+    engine = engine or INT8_ENGINES[x.device.type]
     weights, longest = w.t(), engine.longest(128 * 128)
     terms = [Term(weights, longest, MAGNITUDE, (-1,)), Term(weights, longest, POSITIVE_PART, (2,))]
     return sum_of_gemms(x, terms, w.shape[0], engine, accumulator_dtype(x.shape[1]))
@@ -196,13 +183,6 @@ def positive_matrix_product(x: Tensor, w: Tensor | PositiveWeight) -> Tensor:
     term is known with the weights. So a multiplier of a bare 8-bit input by a magnitude of 7 bits
     serves, whose product the weight's sign then adds or subtracts; a magnitude of 128 takes a third
     GEMM, of the ones that 127 misses. W⁺ and W⁻ are Fibonacci codes if |W| is one.
-
-    Args:
-        x: X (M, K), int8.
-        w: W (N, K), int8, or what `prepare_positive` made of it.
-
-    Raises:
-        NotAvailable: no engine of this machine is exact.
     """
     check_for("positive_matrix_product", x, w, PositiveWeight)
     weight = w if isinstance(w, PositiveWeight) else PositiveWeight(w)

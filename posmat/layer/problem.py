@@ -19,9 +19,7 @@ class NotAvailable(RuntimeError):
 
 @dataclass(frozen=True)
 class ProblemSize:
-    """The three sizes of a fully connected layer's product.
-
-    Any integer is taken, NumPy's too, and kept as an int.
+    """The three sizes of a fully connected layer's product: any integers, kept as int.
 
     Raises:
         ValueError: a size is not a whole number above 0.
@@ -61,17 +59,11 @@ def random_operands(
     low: int = -127,
     high: int = 127,
 ) -> tuple[Tensor, Tensor]:
-    """Draw X (M, K) and W (N, K), the same numbers on every device.
+    """Draw X (M, K) and W (N, K), for one seed the same numbers on every device.
 
-    They are drawn on the CPU and then moved, because each kind of device has its own generator.
-
-    Args:
-        size: the sizes M, N and K.
-        dtype: an integer dtype draws uniformly from `low`..`high`, *both* ends included; a floating
-            one draws from the standard normal distribution.
-        device: where the operands are to live.
-        seed: of the generator; the same seed gives the same operands.
-        low, high: the range of integer operands. The default is the symmetric range of int8.
+    They are drawn on the CPU and then moved, because each kind of device has its own generator: of
+    an integer dtype uniformly from `low`..`high`, *both* ends included, of a floating one from the
+    standard normal distribution.
 
     Raises:
         ValueError: the range is empty or does not fit the dtype, or the device is not there.

@@ -2,14 +2,7 @@
 
 Every method takes X (M, K) and W (N, K) and gives Y (M, N). With int8 operands the numbers are
 integers, and a method is called exact when it gives, number for number, what `integer_product`
-gives. What `check_operands` refuses, every method refuses. From the reference down:
-
-    integer_product            the reference: integers, whatever the size
-    linear_product             the float32 layer, the baseline that speed is compared with
-    elementwise_product        multiply element by element, then sum, in blocks
-    unblocked_elementwise_product   the same with the whole (M, N, K) tensor in memory
-    sign_magnitude_product     the same on signs and magnitudes: the seed's pipeline, in blocks
-    unblocked_sign_magnitude_product   the seed's pipeline with its whole (M, N, K) intermediates
+gives. What `check_operands` refuses, every method refuses.
 """
 
 import torch
@@ -47,11 +40,10 @@ def integer_product(x: Tensor, w: Tensor) -> Tensor:
 
 
 def linear_product(x: Tensor, w: Tensor) -> Tensor:
-    """The float32 layer, `F.linear` without bias: the baseline.
+    """The float32 layer, `F.linear` without bias: the baseline that speed is compared with.
 
-    int8 operands are converted first; float32 operands are used as they are, which is how a layer
-    keeps its weights. float32 holds every integer up to 2**24 only, so int8 operands are
-    *guaranteed* an exact sum for K <= 1,024; beyond that it depends on the numbers.
+    int8 operands are converted first. float32 holds every integer up to 2**24 only, so of int8 the
+    sum is *guaranteed* to be exact for K <= 1,024; beyond that it depends on the numbers.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     return F.linear(x.float(), w.float())
@@ -60,15 +52,9 @@ def linear_product(x: Tensor, w: Tensor) -> Tensor:
 def elementwise_product(x: Tensor, w: Tensor, block_elements: int | None = None) -> Tensor:
     """Multiply element by element, then sum over K: a fully connected layer by hand.
 
-    The (M, N, K) partial products are formed a block at a time: the memory is that of a block and
-    of the operands' copies, however many products there are. int8 operands are multiplied as int32;
-    their sum is int32, or int64 where K asks for it, and always exact. float32 operands give
-    float32.
-
-    Args:
-        x, w: X (M, K) and W (N, K), both int8 or both float32.
-        block_elements: how many partial products stand in memory at once, 1 or more; the default
-            suits the device.
+    The memory is that of a block of `block_elements` partial products, which by default suits the
+    device, and of the operands' copies. Of int8 the result is int32, or int64 where K asks for it,
+    and always exact; of float32 it is float32.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
@@ -80,10 +66,9 @@ def elementwise_product(x: Tensor, w: Tensor, block_elements: int | None = None)
 
 
 def unblocked_elementwise_product(x: Tensor, w: Tensor) -> Tensor:
-    """Multiply element by element with the whole (M, N, K) tensor in memory, then sum over K.
+    """The same with the whole (M, N, K) tensor in memory, the seed's last form of a layer.
 
-    The seed's last form of a fully connected layer: 4 bytes for each of the M·N·K partial
-    products, 1.2 GB at its size. int8 operands are multiplied as int32.
+    4 bytes for each of the partial products are 1.2 GB at its size. int8 is multiplied as int32.
     """
     check_operands(x, w, (torch.int8, torch.float32))
     if x.dtype == torch.float32:
@@ -99,12 +84,8 @@ def sign_magnitude_product(
         y[m, n] = sum over k of (|w[n, k]| · |x[m, k]|) · (sign w[n, k] · sign x[m, k])
 
     Both multiplications of the seed are done for every partial product; the first one meets
-    non-negative numbers only. Exact for all int8 operands, -128 included, at any K.
-
-    Args:
-        x: X (M, K), int8.
-        w: W (N, K), int8, or its signs and magnitudes computed before, as the seed does.
-        block_elements: see `elementwise_product`.
+    non-negative numbers only. Exact for all int8 operands, -128 included, at any K. `w` may be
+    split before, as in the seed; for `block_elements` see `elementwise_product`.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
@@ -121,8 +102,7 @@ def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Te
 
     The seed multiplies int8 by int8 into an int32 tensor; PyTorch does that in int8, which wraps,
     and widens afterwards. Here the magnitudes are widened to int16 first, which holds 128 · 128.
-    The result and the signs alone are 5 bytes for every one of the M·N·K partial products, and the
-    conversions that PyTorch makes on the way, to int64 for the sum above all, are as much again.
+    Result and signs are 5 bytes for each partial product, and PyTorch's conversions as much again.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)
@@ -144,10 +124,9 @@ def _sum_outer_blocks(
 ) -> Tensor:
     """Sum over k the product of all factors' outer products a[k, :, None] · b[k, None, :].
 
-    Each factor is a pair (K, M), (K, N) of one dtype, contiguous. The blocks are cut over all three
-    axes, with k outermost in memory: the sum then runs down whole rows, which vectorizes, where a
-    sum along the last axis would not. Two buffers are used again for every block: a fresh one would
-    be mapped and unmapped by the system each time.
+    Each factor is a pair (K, M), (K, N) of one dtype, contiguous. In a block k is outermost in
+    memory: the sum then runs down whole rows, which vectorizes, where one along the last axis would
+    not. A fresh buffer for every block would be mapped and unmapped by the system each time.
     """
     if block_elements is not None and block_elements < 1:
         raise ValueError(f"block_elements={block_elements}: give 1 or more, or None.")

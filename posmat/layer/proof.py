@@ -1,9 +1,8 @@
 """Proof by probe: does a method give the exact numbers *here*, and which is the fastest that does?
 
-Whether an int8 GEMM is exact depends on the machine, on the PyTorch that was built for it, on the
-range of the operands and on switches of the process, and a wrong one gives no sign of it. So a
-method is tried once, and the finding is kept for as long as the circumstances that it depends on
-stay the same.
+Whether an int8 GEMM is exact depends on the machine, on PyTorch's build, on the range of the
+operands and on switches of the process, and a wrong one gives no sign of it. So a method is tried
+once, and the finding is kept for as long as these circumstances stay the same.
 """
 
 import contextlib
@@ -37,10 +36,7 @@ RANGES = {
 # At a large size a GEMM runs the kernels that real work runs: those of capped processors are right
 # at many small sizes and wrong at this one.
 LARGE = ProblemSize(256, 128, 9216)
-SMALL = [
-    ProblemSize(*sizes)
-    for sizes in ((1, 1, 1), (1, 1, 2), (3, 5, 7), (17, 8, 64), (1, 128, 300), (33, 1, 65))
-]
+SMALL = ((1, 1, 1), (1, 1, 2), (3, 5, 7), (17, 8, 64), (1, 128, 300), (33, 1, 65))
 
 # Where PyTorch has no int8 kernel for a processor it falls back to a loop, exact and 30 to 170
 # times slower. A small size tells, and does not take long to.
@@ -70,11 +66,9 @@ _lock = threading.RLock()
 
 
 def circumstances(device: torch.device) -> tuple:
-    """What the exactness and the speed of a GEMM depend on and a process can change.
-
-    The precision of float32 products is asked of each backend by itself: the one word for all of
-    them, `torch.get_float32_matmul_precision`, raises once a single backend was set apart.
-    """
+    """What the exactness and the speed of a GEMM depend on and a process can change."""
+    # Each backend is asked by itself: the one word for all of them,
+    # `torch.get_float32_matmul_precision`, raises once a single backend was set apart.
     if device.type == "cpu":
         precision = _PRECISION_OF("mkldnn", "matmul")
         return device, torch.get_num_threads(), torch.backends.mkldnn.enabled, precision
@@ -96,11 +90,7 @@ def prove(product: Product, device: torch.device, operands: str = INT8) -> Proof
 
 
 def choose(candidates: dict[str, Product], device: torch.device, operands: str = INT8) -> Choice:
-    """Time the candidates that are no loop; try them, the fastest first, until one is exact.
-
-    On a CPU they are compared in the processor time of one thread: several that wait for each other
-    on a busy machine may take a hundred times as long, and what they take says nothing of them.
-    """
+    """Time the candidates that are no loop; try them, the fastest first, until one is exact."""
     on_cpu = device.type == "cpu"
     small, large = (TRIAL, LARGE) if on_cpu else (BUSY, BUSY)
     where = "the seed's size on one thread" if on_cpu else f"M = N = K = {large.in_features:,}"
@@ -113,14 +103,11 @@ def choose(candidates: dict[str, Product], device: torch.device, operands: str =
         seconds = _best_seconds(ready, probe_operands(large, device, operands))
         # The slow ones are tried where all that are faster are wrong.
         for name in (*sorted(ready, key=seconds.get), *sorted(slow, key=trial.get)):
-            if name in slow:
-                told = f"{trial[name] / fastest:.0f} times slower than the fastest"
-            else:
+            told = f"{trial[name] / fastest:.0f} times slower than the fastest"
+            if name in ready:
                 told = f"{1000 * seconds[name]:.2f} ms at {where}"
-            if chosen and name in slow:
+            if chosen and math.isfinite(seconds.get(name, trial[name])):
                 findings[name] = f"not tried further: {told}"
-            elif chosen and math.isfinite(seconds[name]):
-                findings[name] = f"{told}, slower and not tried further"
             else:
                 exact, finding = prove(candidates[name], device, operands)
                 findings[name] = f"{finding}, {told}" if exact else finding
@@ -133,12 +120,9 @@ def _best_seconds(
 ) -> dict[str, float]:
     """The seconds of the best call of each, in turn, so that a slow moment meets them all.
 
-    On a CPU in this thread's processor time, and with one thread: waiting for a busy processor is
-    none of it. What is far from the fastest is not called again. Infinite for a method that does
-    not run: its proof says in words what is wrong.
-
-    Raises:
-        RuntimeError: memory ran out, which says nothing of a method's speed.
+    On a CPU it is the processor time of one thread: several that wait for each other on a busy
+    machine may take a hundred times as long. What is far from the fastest is not called again.
+    Infinite for a method that does not run: its proof says in words what is wrong.
     """
     device = operands[0].device
     on_cpu = device.type == "cpu"
@@ -168,10 +152,7 @@ def _best_seconds(
 def probe_operands(
     size: ProblemSize, device: torch.device, operands: str = INT8
 ) -> tuple[Tensor, Tensor]:
-    """A random left operand over a whole range, and int8 weights over all of theirs.
-
-    On the device that is asked for, whatever the process's default device is.
-    """
+    """A random left operand over a whole range and int8 weights, whatever the default device is."""
     dtype, _, high = RANGES[operands]
     with torch.device("cpu"):
         a, w = random_operands(size, torch.int16, device, low=-128)
@@ -184,14 +165,15 @@ def _probe(product: Product, device: torch.device, operands: str) -> Proof:
     dtype, low, high = RANGES[operands]
     # A 16-bit sum of two products saturates at 127 · 127 and not at -128 · -128.
     corners = [(a, b) for a in (high, low) for b in (127, -128) if a]
+    small = [ProblemSize(*sizes) for sizes in SMALL]
 
     def cases() -> Iterator[tuple[str, ProblemSize, Tensor, Tensor, Tensor | int]]:
         for a, b in corners:
-            size = LARGE if (a, b) == (high, 127) else SMALL[3]
+            size = LARGE if (a, b) == (high, 127) else small[3]
             x = torch.full((size.batch_size, size.in_features), a, dtype=dtype, device=device)
             w = torch.full((size.out_features, size.in_features), b, device=device).char()
             yield f"{a} x {b}", size, x, w, a * b * size.in_features
-        for size in (*SMALL, LARGE):
+        for size in (*small, LARGE):
             x, w = probe_operands(size, device, operands)
             # float64 holds every integer to 2**53; an int64 product of this size takes a second.
             yield "random operands", size, x, w, x.double() @ w.double().T
@@ -211,9 +193,7 @@ def _probe(product: Product, device: torch.device, operands: str) -> Proof:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out, which is of the moment and proves nothing.
-
-    On the host, and from some of CUDA's libraries, PyTorch raises it as a plain RuntimeError.
-    """
+    """Whether an error says that memory ran out, which is of the moment and proves nothing."""
+    # On the host, and from some of CUDA's libraries, PyTorch raises it as a plain RuntimeError.
     words = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(say in str(error) for say in words)

@@ -46,7 +46,6 @@ def as_sign_magnitude(w: Tensor | SignMagnitude) -> SignMagnitude:
     if sign.shape != magnitude.shape or sign.device != magnitude.device:
         raise ValueError(
             f"sign has shape {tuple(sign.shape)} on {sign.device} and magnitude has shape "
-            f"{tuple(magnitude.shape)} on {magnitude.device}: they must be of one tensor, as "
-            "to_sign_magnitude gives them."
+            f"{tuple(magnitude.shape)} on {magnitude.device}: they must be of one tensor."
         )
     return w

@@ -91,8 +91,7 @@ def use_engine(monkeypatch, nothing_found):
         for module in (gemm, inexact):
             monkeypatch.setattr(module, "engine_for", lambda *asked: engine)
         if engine.name == "int8":
-            for module in (engines, gemm):
-                monkeypatch.setattr(module, "int8_engine", lambda device: engine)
+            monkeypatch.setitem(engines.INT8_ENGINES, "cpu", engine)
 
     return use
 

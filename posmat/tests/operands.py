@@ -12,11 +12,19 @@ from posmat.layer.gemm import (
     int8_product,
     one_sided_product,
     positive_matrix_product,
+    prepare_float32,
+    prepare_positive,
 )
 from posmat.layer.products import accumulator_dtype, integer_product
 
 CPU = torch.device("cpu")
 METHODS = [float32_product, int8_product, one_sided_product, positive_matrix_product, exact_product]
+PREPARED = [(positive_matrix_product, prepare_positive), (float32_product, prepare_float32)]
+# With weights that were prepared before they are methods too.
+WAYS = {method.__name__: method for method in METHODS} | {
+    prepare.__name__: lambda x, w, method=method, prepare=prepare: method(x, prepare(w))
+    for method, prepare in PREPARED
+}
 LAYOUTS = ["plain", "transposed", "columns of a wider matrix", "every other one"]
 
 

@@ -89,16 +89,12 @@ def test_an_engine_takes_every_layout(name, dtype, request):
     for M, N, K in ((33, 20, 65), (1, 9, 1), (9, 1, 1), (1, 1, 7)):
         a, w = (t % 50 for t in operands(M, N, K))
         a = a.to(dtype)
-        expected = (a.double() @ w.double().t()).int()
-        for layout in LAYOUTS:
-            left, right = lay_out(a, layout), lay_out(w, layout)
+        pairs = [(lay_out(a, layout), lay_out(w, layout)) for layout in LAYOUTS]
+        for left, right in (*pairs, (a[:1].expand(M, K), w[:, :1].expand(N, K))):  # stride 0
+            expected = (left.double() @ right.double().t()).int()
             for weights in (right.t(), engine.prepare(right)):
-                assert torch.equal(engine.gemm(left, weights, None), expected)
-                out = torch.empty((M, N), dtype=torch.int32)
-                assert torch.equal(engine.gemm(left, weights, out), expected)
-        left, right = a[:1].expand(M, K), w[:, :1].expand(N, K)  # stride 0
-        expected = (left.double() @ right.double().t()).int()
-        assert torch.equal(engine.gemm(left, right.t(), None), expected)
+                for out in (None, torch.empty((M, N), dtype=torch.int32)):
+                    assert torch.equal(engine.gemm(left, weights, out), expected)
 
 
 def test_a_padded_gemm_takes_every_byte(strict_int8_gemm):
@@ -109,20 +105,10 @@ def test_a_padded_gemm_takes_every_byte(strict_int8_gemm):
     assert len(strict_int8_gemm) == 2
 
 
-def test_what_is_copied_is_what_must_be():
-    t = torch.arange(12, dtype=torch.int8).reshape(3, 4)
-    assert as_rows(t) is t
+def test_what_can_be_taken_as_it_is_is_not_copied():
+    t = torch.arange(192, dtype=torch.int8).view(24, 8)
+    assert as_rows(t) is t and in_eights(t, 24) is t
     assert as_rows(t[:, 1:3]).data_ptr() == t[:, 1:3].data_ptr()
-    for other in (t[:1].expand(3, 4), t[0].expand(1, 4), t.t().contiguous().t()):
-        assert as_rows(other).stride() == (4, 1) and torch.equal(as_rows(other), other)
-    assert as_rows(t[:, :1]).stride() == (1, 1)
-    ones = torch.ones((3, 5), dtype=torch.int8)
-    assert in_eights(ones).shape == (8, 8) and int(in_eights(ones).sum()) == 15
-    assert in_eights(ones, 24).shape == (24, 8)
-    whole = torch.ones((24, 8), dtype=torch.int8)
-    assert in_eights(whole, 24) is whole
-    beside = torch.ones(24 * 8 + 1, dtype=torch.int8)[1:].view(24, 8)
-    assert in_eights(beside).data_ptr() % 16 == 0 and torch.equal(in_eights(beside), beside)
 
 
 def saturating(a, b, out=None):
@@ -158,17 +144,14 @@ def test_where_pairs_saturate_the_range_decides(monkeypatch, nothing_found, int8
         return saturating(*arguments, **options)
 
     monkeypatch.setattr(torch, "_int_mm", counted)
-    big = torch.full((1, 2), 255, dtype=torch.uint8)
-    assert saturating(big, constant(2, 1, 127)).item() == 2**15 - 1
     names = {of: engine_for(CPU, of).name for of in RANGES}
     assert names == {INT8: "int8", MAGNITUDES: "int8", BYTES: "float32"}
     x, w = constant(20, 600, 127), constant(9, 600, 127)
     for weights in (w, -w, operands(1, 9, 600)[1]):
-        calls.clear()
-        check(positive_matrix_product, x, weights)
-        assert not calls
-        check(one_sided_product, x, weights)
-        assert len(calls) == 2
+        for method, made in ((positive_matrix_product, 0), (one_sided_product, 2)):
+            calls.clear()
+            check(method, x, weights)
+            assert len(calls) == made
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: ENGINES["direct"])
     assert not torch.equal(positive_matrix_product(x, w).long(), integer_product(x, w))
 
@@ -198,50 +181,58 @@ def test_where_int8_saturates_it_is_refused_and_magnitudes_serve(
         assert torch.equal(inexact_product(x, w, "exact", path).long(), integer_product(x, w))
 
 
-def test_an_engine_is_asked_for_once_in_the_same_circumstances(nothing_found, threads, monkeypatch):
-    asked = []
+def test_a_proof_and_a_choice_are_made_once_in_the_same_circumstances(
+    nothing_found, threads, monkeypatch
+):
+    asked, tried = [], []
     monkeypatch.setattr(
         engines, "choose", lambda *a: asked.append(a[2]) or proof.Choice("float32", {})
     )
+
+    def counted(x, w):
+        tried.append(torch.get_num_threads())
+        return by_float32(x, w)
+
     for count in (1, 2, 1, 2):
         threads(count)
+        assert proof.prove(counted, CPU).exact
         for of in RANGES:
             assert engine_for(CPU, of) is ENGINES["float32"]
     assert asked == [*RANGES, *RANGES]
+    assert tried == sorted(tried) and tried.count(1) == tried.count(2) > 0
     monkeypatch.setattr(engines, "choose", lambda *a: proof.Choice(None, {"int8": "it is wrong"}))
     threads(3)
     with pytest.raises(NotAvailable, match="no GEMM is exact on cpu for bytes to 255: int8: it is"):
         engine_for(CPU, BYTES)
 
 
-def test_of_a_slow_one_there_is_no_proof_unless_what_is_faster_is_wrong(threads, nothing_found):
+def test_of_a_slow_one_there_is_no_proof_and_a_fast_and_wrong_one_is_not_taken(
+    threads, nothing_found
+):
     threads(2)
 
     def loop(x, w):
         rows = [[(a.int() * b.int()).sum(dtype=torch.int32) for b in w] for a in x]
         return torch.stack([torch.stack(row) for row in rows])
 
-    def fast_and_wrong(x, w):
+    def wrong(x, w):
         return torch.zeros((len(x), len(w)), dtype=torch.int32)
 
-    check(loop, *operands(9, 8, 7))
-    choice = proof.choose({"loop": loop, "float32": by_float32}, CPU)
-    assert choice.name == "float32" and "times slower" in choice.findings["loop"]
+    name, findings = proof.choose({"loop": loop, "float32": by_float32}, CPU)
+    assert name == "float32" and "times slower" in findings["loop"]
     assert not any(loop in key for key in proof._proofs)
     assert torch.get_num_threads() == 2
-    choice = proof.choose({"wrong": fast_and_wrong, "float32": by_float32}, CPU)
-    assert choice.name == "float32" and "exact" in choice.findings["float32"]
-    assert "wrong for 127 x 127" in choice.findings["wrong"]
+    name, findings = proof.choose({"wrong": wrong, "float32": by_float32}, CPU)
+    assert name == "float32" and "exact" in findings["float32"]
+    assert "wrong for 127 x 127" in findings["wrong"]
 
 
 def test_a_wrong_method_is_found_out():
-    def off_by_one_at_large_sizes(x, w):
-        y = by_float32(x, w)
-        return y + 1 if x.shape[1] > 1000 else y
+    def wrong_at_large_sizes(x, w):
+        return by_float32(x, w) + (x.shape[1] > 1000)
 
-    def off_by_one_where_operands_differ(x, w):
-        y = by_float32(x, w)
-        return y + 1 if x.shape[1] > 1000 and x.min() < x.max() else y
+    def wrong_where_operands_differ(x, w):
+        return by_float32(x, w) + bool(x.shape[1] > 1000 and x.min() < x.max())
 
     def wrong_at_one_corner(x, w):
         return by_float32(x, w) - 2 * bool((x == -128).all() and (w == -128).all())
@@ -250,8 +241,8 @@ def test_a_wrong_method_is_found_out():
         raise RuntimeError("not implemented for 'Char'\nand more")
 
     for product, words in (
-        (off_by_one_at_large_sizes, "wrong for 127 x 127 at M=256, N=128, K=9216"),
-        (off_by_one_where_operands_differ, "wrong for random operands at M=256, N=128, K=9216"),
+        (wrong_at_large_sizes, "wrong for 127 x 127 at M=256, N=128, K=9216"),
+        (wrong_where_operands_differ, "wrong for random operands at M=256, N=128, K=9216"),
         (wrong_at_one_corner, "wrong for -128 x -128"),
         (missing, "not implemented for 'Char'"),
     ):
@@ -275,19 +266,6 @@ def test_the_probe_tries_a_range_to_its_ends(of):
 def test_waiting_for_a_processor_is_no_time_of_a_call():
     waiting = {"sleep": lambda x, w: time.sleep(0.1)}
     assert proof._best_seconds(waiting, operands(1, 1, 1))["sleep"] < 0.05
-
-
-def test_a_proof_is_made_once_for_each_number_of_threads(threads):
-    calls = []
-
-    def counted(x, w):
-        calls.append(torch.get_num_threads())
-        return by_float32(x, w)
-
-    for count in (1, 2, 1, 2):
-        threads(count)
-        assert proof.prove(counted, CPU).exact
-    assert calls == sorted(calls) and calls.count(1) == calls.count(2) > 0
 
 
 @pytest.mark.parametrize(
@@ -328,33 +306,26 @@ def test_memory_that_ran_out_once_is_no_finding(failure, monkeypatch, nothing_fo
 # What a process can do once only is done in a fork of one that has torch loaded and never used it.
 SCRIPT = """
     import json, os, sys, traceback
+    from functools import partial
     import torch
     from posmat.layer.engines import by_float32
-    from posmat.layer.exact import chosen_method, exact_product, explain
-    from posmat.layer.gemm import float32_product, int8_product, one_sided_product
-    from posmat.layer.gemm import positive_matrix_product, prepare_positive
-    from posmat.multipliers.product import inexact_product
-    from posmat.layer.problem import NotAvailable, ProblemSize, random_operands
+    from posmat.layer.exact import explain
+    from posmat.layer.problem import ProblemSize, random_operands
     from posmat.layer.proof import BYTES, circumstances, prove
+    from posmat.multipliers.product import inexact_product
+    from posmat.tests.operands import CPU, WAYS, is_available
 
-    CPU = torch.device("cpu")
     CORNERS = ((127, 127), (-128, -128))
     SMALL = [(m, n, k) for m in (1, 17) for n in (1, 16) for k in (1, 2, 31)]
 
-    def check(sizes, ranges=((-128, 127),), int8=True):
+    def check(sizes, ranges=((-128, 127),)):
+        ways = [*filter(is_available, WAYS.values()), partial(inexact_product, multiplier="exact")]
         for size in sizes:
             for low, high in ranges:
                 x, w = random_operands(ProblemSize(*size), low=low, high=high)
                 expected = (x.double() @ w.double().T).int()
-                for y in (
-                    exact_product(x, w), float32_product(x, w), one_sided_product(x, w),
-                    positive_matrix_product(x, prepare_positive(w)), inexact_product(x, w, "exact"),
-                ):
-                    assert torch.equal(y, expected), (size, low, high)
-                try:
-                    assert not int8 or torch.equal(int8_product(x, w), expected), (size, low, high)
-                except NotAvailable as error:
-                    assert "wrong" in str(error) and chosen_method() != "int8_product"
+                for way in ways:
+                    assert torch.equal(way(x, w), expected), (way, size, low, high)
 
     def capped(isa):
         os.environ["ONEDNN_MAX_CPU_ISA"] = isa
@@ -369,7 +340,7 @@ SCRIPT = """
         exec(setting)
         assert before != (circumstances(CPU), circumstances(torch.device("cuda", 0)))
         assert prove(by_float32, CPU, BYTES).exact and "exact" in explain()
-        check([(70, 50, 2100)], int8=False)
+        check([(70, 50, 2100)])
 
     told = {}
     for name, case in json.loads(sys.argv[1]):
@@ -427,22 +398,17 @@ def test_exact_whichever_setting_asks_for_less_precision(setting, told):
     assert not told[setting]
 
 
-def test_scratch_is_kept_for_the_next_call_and_given_back_when_asked():
+def test_scratch_is_kept_for_the_next_call_unless_large_and_given_back_when_asked(monkeypatch):
     engines.release_scratch()
     check(positive_matrix_product, *operands(64, 32, 500))
     kept = {key: buffer.data_ptr() for key, (buffer, _) in engines._kept.buffers.items()}
-    assert kept
+    assert ("part", torch.int8) in kept
     check(positive_matrix_product, *operands(64, 32, 500))
     check(positive_matrix_product, *operands(3, 2, 50))  # a part of what is there is enough
     assert {key: b.data_ptr() for key, (b, _) in engines._kept.buffers.items()} == kept
     engines.release_scratch()
     assert not engines._kept.buffers
-    check(positive_matrix_product, *operands(64, 32, 500))
-
-
-def test_large_scratch_is_not_kept(monkeypatch):
     monkeypatch.setattr(engines, "SCRATCH_LIMIT", 1000)
-    engines.release_scratch()
     check(positive_matrix_product, *operands(64, 32, 500))
     assert ("part", torch.int8) not in engines._kept.buffers
 

@@ -1,6 +1,6 @@
 """The GEMM forms and the choice between them: exact for every operand, wherever they run."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ from posmat.layer.gemm import (
     float32_product,
     int8_product,
     longest_block,
-    one_sided_product,
     positive_matrix_product,
     prepare_float32,
     prepare_positive,
@@ -28,6 +27,8 @@ from posmat.tests.operands import (
     CPU,
     LAYOUTS,
     METHODS,
+    PREPARED,
+    WAYS,
     check,
     constant,
     is_available,
@@ -36,12 +37,6 @@ from posmat.tests.operands import (
     unaligned,
 )
 
-PREPARED = [(positive_matrix_product, prepare_positive), (float32_product, prepare_float32)]
-# With weights that were prepared before they are methods too.
-WAYS = {method.__name__: method for method in METHODS} | {
-    prepare.__name__: lambda x, w, method=method, prepare=prepare: method(x, prepare(w))
-    for method, prepare in PREPARED
-}
 BY_FLOAT32 = (WAYS["float32_product"], WAYS["prepare_float32"])
 every_way = pytest.mark.parametrize("method", WAYS.values(), ids=WAYS.keys())
 
@@ -51,18 +46,12 @@ def problems(draw):
     M, N = draw(st.integers(0, 40)), draw(st.integers(0, 40))
     K = draw(st.sampled_from([0, 1, 2, 3, 7, 8, 9, 31, 64, 65, 130]))
     pair = []
-    for rows, t in zip((M, N), operands(M, N, K, seed=draw(st.integers(0, 2**16))), strict=True):
-        kind = draw(st.sampled_from(["random", "one value", "corners", "one row", "one column"]))
-        if kind == "one value":
-            t.fill_(draw(st.sampled_from([-128, -127, -1, 0, 1, 127])))
-        elif kind == "corners":
-            t.copy_(torch.tensor([-128, -127, 0, 127], dtype=torch.int8)[t.long() % 4])
-        if kind == "one row" and rows:
-            pair.append(t[:1].expand(rows, K))  # stride 0 along the rows
-        elif kind == "one column" and K:
-            pair.append(t[:, :1].expand(rows, K))  # stride 0 along the columns
-        else:
-            pair.append(lay_out(t, draw(st.sampled_from(LAYOUTS))))
+    for drawn in operands(M, N, K, seed=draw(st.integers(0, 2**16))):
+        corners = torch.tensor([-128, -127, 0, 127], dtype=torch.int8)[drawn.long() % 4]
+        constants = [torch.full_like(drawn, value) for value in (-128, -1, 0, 127)]
+        t = draw(st.sampled_from([drawn, corners, *constants]))
+        across = (t[:1].expand(t.shape), t[:, :1].expand(t.shape))  # stride 0
+        pair.append(draw(st.sampled_from([*(lay_out(t, layout) for layout in LAYOUTS), *across])))
     return pair
 
 
@@ -83,10 +72,8 @@ def test_every_layout_with_an_inner_dimension_of_one_too_and_stride_zero_and_no_
             torch.full((M, N), 123_456_789, dtype=torch.int32)
             check(method, lay_out(x, layout), lay_out(w, layout))
     x, w = operands(40, 24, 300)
-    check(method, x[:1].expand(40, 300), w)
-    check(method, x, w[:, :1].expand(24, 300))
-    one = constant(1, 1, -128)
-    check(method, one.expand(1, 1), one.expand(24, 1))
+    check(method, x[:1].expand(40, 300), w[:, :1].expand(24, 300))
+    check(method, constant(1, 1, -128).expand(1, 1), constant(1, 1, -128).expand(24, 1))
     for sizes in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)):
         check(method, *operands(*sizes))
 
@@ -114,12 +101,8 @@ def test_the_seeds_size_with_one_thread_and_two(method, count, threads):
 @every_way
 def test_int32_from_both_sides(method):
     """131,071 products of -128 · -128 are the most that int32 holds; one more is 2**31."""
-    for K, corners in (
-        (131_071, ((-128, -128), (127, -128), (-128, 127))),
-        (131_072, ((-128, -128),)),
-    ):
-        for a, b in corners:
-            check(method, constant(2, K, a), constant(3, K, b))
+    for K, a, b in ((131_071, 127, -128), (131_071, -128, -128), (131_072, -128, -128)):
+        check(method, constant(2, K, a), constant(3, K, b))
     check(method, *operands(3, 2, 131_079))  # the last blocks are of every length
 
 
@@ -173,9 +156,9 @@ def test_a_device_without_an_int8_gemm_takes_float32(method, monkeypatch, nothin
         check(method, x, w)
         check(method, constant(3, K, -128), constant(3, K, -128))
         # Large ones of one sign: their sum is odd in places, and as large as it can be.
-        for sign in (1, -1):
-            check(method, sign * x.clamp(min=90), w.clamp(min=90))
-            check(method, x.clamp(min=90), -w.clamp(min=90))
+        x, w = x.clamp(min=90), w.clamp(min=90)
+        for pair in ((x, w), (-x, w), (x, -w)):
+            check(method, *pair)
 
 
 @every_way
@@ -206,29 +189,23 @@ def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
 
     engine = ENGINES["float32"]._replace(gemm=watch)
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: engine)
-    x, w = operands(64, 64, 1100)
-    for weight in (w, prepare_positive(w)):
-        assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
-        assert {(dtype, lowest) for dtype, _, lowest in seen} == {(torch.uint8, 0)}
-        assert max(largest for _, largest, _ in seen) == 255
+    for name in ("positive_matrix_product", "prepare_positive", "one_sided_product"):
         seen.clear()
-    check(one_sided_product, x, w)
-    assert {dtype for dtype, _, _ in seen} == {torch.uint8}
-    assert max(largest for _, largest, _ in seen) == 128
+        check(WAYS[name], *operands(64, 64, 1100))
+        dtypes, largest, lowest = zip(*seen, strict=True)
+        assert set(dtypes) == {torch.uint8}
+        assert max(largest) == (128 if "one" in name else 255)
+        assert "one" in name or set(lowest) == {0}
 
 
 def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
     w = torch.arange(-128, 128, dtype=torch.int8).reshape(16, 16)
     weight = prepare_positive(w)
-    positive, negative, lowest = weight.parts.split(16)
+    positive, negative, lowest = weight.parts.int().split(16)
     assert weight.parts.dtype == torch.int8 and weight.parts.min() == 0
-    assert weight.scales == (1, -1, -1)
-    assert torch.equal(positive.int() - negative.int() - lowest.int(), w.int())
-    assert torch.equal((positive + negative).int() + lowest, w.int().abs())
+    assert torch.equal(positive - negative - lowest, w.int())
     assert not (positive * negative).any()
-    assert weight.start.tolist() == (-128 * w.long().sum(1)).tolist()
     # Without a -128 two GEMMs are enough, and of Fibonacci codes both parts are Fibonacci codes.
-    assert prepare_positive(w.clamp(min=-127)).scales == (1, -1)
     codes = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)))
     parts = prepare_positive(codes.weight).parts
     assert len(parts) == 40 and bool(is_fibonacci(parts).all())
@@ -243,14 +220,11 @@ def test_the_longest_block_of_the_weights_at_hand_from_both_sides(total, length,
     w[0, : total % 1600] += 1
     assert int(w.sum()) == total
     for weight in (w, -w):
-        prepared = prepare_positive(weight)
-        assert prepared.term(engine).longest == length
-        assert longest_block(weight, 255, engine) == length
-        x = constant(300, 1600, 127)
-        assert torch.equal(positive_matrix_product(x, prepared).long(), integer_product(x, weight))
+        assert prepare_positive(weight).term(engine).longest == length
+        check(WAYS["prepare_positive"], constant(300, 1600, 127), weight)
     if length == 800:  # all in one half, which is too much for it too
         halves = torch.cat([w[:, :800] + w[:, 800:], 0 * w[:, 800:]], 1)
-        assert int(halves[:, :800].sum()) == total and longest_block(halves, 255, engine) == 536
+        assert longest_block(halves, 255, engine) == 536
     a = torch.full((1, 1600), 255, dtype=torch.uint8)
     assert (engine.gemm(a, w.t()).item() == 255 * total) == (length == 1600)
     for value, longest in ((127, 512), (-128, 512), (0, 70_000)):
@@ -278,17 +252,12 @@ def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_eng
 
 
 @pytest.mark.parametrize(("method", "prepare"), PREPARED)
-@pytest.mark.parametrize("low", [-127, -128])
-def test_weights_prepared_before(method, prepare, low):
-    x, w = operands(33, 20, 2100, low=low)
-    for layout in LAYOUTS:
-        weight = prepare(lay_out(w, layout))
-        for _ in range(2):
-            assert torch.equal(method(x, weight).long(), integer_product(x, w))
-    kept = prepare(w)
-    before = integer_product(x, w)
-    w.zero_()  # what was prepared is the weights as they were
-    assert torch.equal(method(x, kept).long(), before)
+def test_prepared_weights_serve_again_and_are_the_weights_as_they_were(method, prepare):
+    x, w = operands(33, 20, 2100)
+    weight, before = prepare(w), integer_product(x, w)
+    w.zero_()
+    for _ in range(2):
+        assert torch.equal(method(x, weight).long(), before)
 
 
 def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
@@ -297,18 +266,17 @@ def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
     Each is laid out under every engine, and multiplied with by every other.
     """
     x, w = operands(33, 20, 2100)
-    methods = (positive_matrix_product, inexact_product, inexact_product)
 
     def prepare_all():
         return [prepare_positive(w), prepare_inexact(w, "or_pairs"), prepare_inexact(w, "exact")]
 
     def check_all(weights):
-        for method, weight, y in zip(methods, weights, expected, strict=True):
+        for weight, y in zip(weights, expected, strict=True):
+            method = inexact_product if weight is not weights[0] else positive_matrix_product
             assert torch.equal(method(x, weight), y)
 
-    weights = prepare_all()
-    expected = [method(x, weight) for method, weight in zip(methods, weights, strict=True)]
-    assert torch.equal(expected[0].long(), integer_product(x, w))
+    weights, y = prepare_all(), integer_product(x, w).int()
+    expected = [y, inexact_product(x, w, "or_pairs", "lookup"), y]
     for count in (1, 2):
         threads(count)
         check_all(weights)
@@ -330,10 +298,9 @@ def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
 @every_way
 def test_operands_that_do_not_fit_are_refused(method):
     x, w = operands(4, 3, 8)
-    with pytest.raises(TypeError, match=r"torch\.int8"):
-        method(x.float(), w.float())
-    with pytest.raises(TypeError, match=r"torch\.int8"):
-        method(x.view(torch.uint8), w)
+    for unfit in ((x.float(), w.float()), (x.view(torch.uint8), w)):
+        with pytest.raises(TypeError, match=r"torch\.int8"):
+            method(*unfit)
     for unfit in ((x, w[:, :5]), (x[0], w)):
         with pytest.raises(ValueError, match="matrices with the same inner dimension"):
             method(*unfit)
@@ -433,32 +400,22 @@ def test_exact_under_autocast(dtype, nothing_found, use_engine):
 
 @every_way
 def test_a_result_is_not_overwritten_by_the_next_call(method):
-    for K in (500, 1):
+    for K in (500, 1) if is_available(method) else ():
         pairs = [operands(64, 32, K, seed=seed) for seed in range(3)]
-        if is_available(method):
-            results = [method(*pair) for pair in pairs]
-            for result, pair in zip(results, pairs, strict=True):
-                assert torch.equal(result.long(), integer_product(*pair))
+        for result, pair in [(method(*pair), pair) for pair in pairs]:
+            assert torch.equal(result.long(), integer_product(*pair))
 
 
 @every_way
 def test_many_threads_at_once(method):
-    failures = []
-
-    def work(seed):
+    def is_right(seed):
         x, w = operands(40 + seed, 16, 700, seed=seed)
         expected = integer_product(x, w)
-        for _ in range(10):
-            if not torch.equal(method(x, w).long(), expected):
-                failures.append(seed)
+        return all(torch.equal(method(x, w).long(), expected) for _ in range(10))
 
     if is_available(method):
-        workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    assert not failures
+        with ThreadPoolExecutor(4) as workers:
+            assert all(workers.map(is_right, range(4)))
 
 
 @every_way

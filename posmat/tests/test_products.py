@@ -19,12 +19,14 @@ from posmat.layer.products import (
 from posmat.layer.signmag import SignMagnitude, to_sign_magnitude
 from posmat.measure import memory
 from posmat.measure.memory import peak_memory
+from posmat.tests.operands import operands
 
 IN_BLOCKS = [elementwise_product, sign_magnitude_product]
 WHOLE = [unblocked_elementwise_product, unblocked_sign_magnitude_product]
 EXACT = [*IN_BLOCKS, *WHOLE]
 METHODS = [*EXACT, linear_product, integer_product]  # the layer is exact at these small K
 SIZES = [(1, 1, 1), (3, 5, 7), (17, 1, 130), (1, 33, 64), (40, 600, 9), (2, 3, 1024)]
+SIZES += [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)]
 CORNERS = torch.tensor([-128, -127, -1, 0, 1, 127], dtype=torch.int8)
 
 
@@ -41,21 +43,16 @@ def test_the_reference_is_the_product_in_pythons_integers(device):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sizes", SIZES)
-def test_every_method_on_irregular_sizes(method, sizes, device):
-    X, W = random_operands(ProblemSize(*sizes), device=device, low=-128, high=127)
-    y = method(X, W)
-    assert y.shape == sizes[:2]
-    assert torch.equal(y.long(), integer_product(X, W))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_on_empty_operands(method, device):
-    for M, N, K in ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)):
-        x = torch.zeros(M, K, dtype=torch.int8, device=device)
-        w = torch.zeros(N, K, dtype=torch.int8, device=device)
-        y = method(x, w)
-        assert y.shape == (M, N) and not y.any()
+def test_every_method_on_irregular_sizes_empty_ones_and_strides(method, device):
+    for M, N, K in SIZES:
+        x, w = (t.to(device) for t in operands(M, N, K))
+        pairs = [(x, w)]
+        if N:
+            pairs.append((x.T.contiguous().T, w[:1].expand(N, K)))
+        for pair in pairs:
+            y = method(*pair)
+            assert y.shape == (M, N)
+            assert torch.equal(y.long(), integer_product(*pair))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,26 +66,16 @@ def test_every_method_on_all_corners(method, device):
 
 @pytest.mark.parametrize("method", EXACT)
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 40), st.integers(1, 200), st.randoms())
-def test_blocks_of_any_size_give_the_same(method, M, N, K, block_elements, random):
-    corners = CORNERS.tolist()
-    x = torch.tensor([[random.choice(corners) for _ in range(K)] for _ in range(M)])
-    w = torch.tensor([[random.choice(corners) for _ in range(K)] for _ in range(N)])
-    x, w = x.reshape(M, K).to(torch.int8), w.reshape(N, K).to(torch.int8)
+@given(*(st.integers(*ends) for ends in ((1, 9), (1, 9), (0, 40), (1, 200), (0, 2**16))))
+def test_blocks_of_any_size_give_the_same(method, M, N, K, block_elements, seed):
+    x, w = (CORNERS[t.long() % 6] for t in operands(M, N, K, seed=seed))
     arguments = {"block_elements": block_elements} if method in IN_BLOCKS else {}
     assert method(x, w, **arguments).tolist() == by_hand(x, w)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_strided_operands(method, device):
-    X, W = random_operands(ProblemSize(6, 8, 10), device=device)
-    x, w = X.T.contiguous().T, W[:1].expand(8, 10)
-    assert torch.equal(method(x, w).long(), integer_product(X, W[:1].repeat(8, 1)))
-
-
 @pytest.mark.parametrize("method", [sign_magnitude_product, unblocked_sign_magnitude_product])
 def test_weights_split_before_give_the_same(method, device):
-    X, W = random_operands(ProblemSize(4, 5, 60), device=device, low=-128, high=127)
+    X, W = (t.to(device) for t in operands(4, 5, 60))
     assert torch.equal(method(X, to_sign_magnitude(W)), method(X, W))
     with pytest.raises(TypeError, match=r"magnitude is torch\.int8"):
         method(X, SignMagnitude(torch.sign(W), W.abs()))
