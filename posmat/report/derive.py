@@ -150,10 +150,8 @@ def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
         parts = dict(list(rows.groupby("part", sort=False, dropna=False)))
     bases = [own[own["method"] == baseline_of(own)] for own in parts.values()]
     by = [n for n in _GROUPS if any(n in base and base[n].nunique() > 1 for base in bases)]
-    if len(parts) == 1:
-        return summarize(rows, baseline_of(rows), by)
     tables = {part: summarize(own, baseline_of(own), by) for part, own in parts.items()}
-    return pd.concat(tables, names=["part"])
+    return pd.concat(tables, names=["part"]) if len(tables) > 1 else tables.popitem()[1]
 
 
 def write(files: Files) -> None:
@@ -216,9 +214,8 @@ def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
 def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str], list[str]]:
     """Whether notebook 10 read the rows that are there now: what does not hold, and what to know.
 
-    A machine's summary is made when the machine is published, and only its own host can make it
-    again. So its own lines must be what its rows give today; that other machines came or measured
-    again since then is no fault of it, and is told. So is a key of other rows that changed no line.
+    Only a machine's own host can make its summary again. So its own lines must be what its rows
+    give today; that other machines came or measured again since then is no fault, and is told.
     """
     import pandas as pd
 

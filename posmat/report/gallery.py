@@ -58,8 +58,8 @@ def _describe_page(
     figures = []
     for number, spec in enumerate(FIGURES, 1):
         pictures = [_picture(one, said[one], folder) for one in shown if one.id == spec.id]
-        for place, picture in enumerate(pictures):
-            picture["letter"] = _LETTERS[place] if len(pictures) > 1 else ""
+        for letter, picture in zip(_LETTERS, pictures, strict=False):
+            picture["letter"] = letter if len(pictures) > 1 else ""
         anchor = re.sub(r"[^\w\- ]", "", f"Figure {number}. {spec.title}".lower())  # as hosts do
         figure = {"id": spec.id, "number": number, "title": spec.title, "pictures": pictures}
         figures += [figure | {"anchor": anchor.replace(" ", "-")}] * bool(pictures)
