@@ -5,7 +5,7 @@ Each is a pure function of rows, in `posmat.charts`, so that anyone can draw it 
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import matplotlib
@@ -68,8 +68,13 @@ def find_figure(figure_id: str) -> FigureSpec:
     ids = [spec.id for spec in FIGURES]
     if figure_id in ids:
         return FIGURES[ids.index(figure_id)]
-    near = difflib.get_close_matches(figure_id, ids, n=3, cutoff=0)
-    raise KeyError(f"no figure has the id {figure_id!r}: did you mean {' or '.join(near)}?")
+    raise unknown_figure(figure_id, ids)
+
+
+def unknown_figure(word: str, known: Iterable[str]) -> KeyError:
+    """The error that suggests the three names nearest to a word."""
+    near = difflib.get_close_matches(word, [*known], n=3, cutoff=0)
+    return KeyError(f"no figure has the id {word!r}: did you mean {' or '.join(near)}?")
 
 
 def figure_number(figure_id: str) -> int:

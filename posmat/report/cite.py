@@ -17,10 +17,8 @@ def _read_citation(root: Path) -> dict:
     except (OSError, yaml.YAMLError):
         facts = None
     if not isinstance(facts, dict) or not {"title", "authors", "version"} <= set(facts):
-        raise RecordError(
-            "CITATION.cff is missing or has no title, authors and version: restore it from the "
-            "repository."
-        )
+        why = "is missing or has no title, authors and version"
+        raise RecordError(f"CITATION.cff {why}: restore it from the repository.")
     return facts
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help`
     import pandas as pd
 
 SUMMARY = "10_summary"  # the notebook whose rows are made of all rows
-# A notebook's measurements of one run, each with methods and a baseline of its own.
-_PART = "part"
 # Columns that may set groups of rows apart, each group with its own baseline.
 _GROUPS = ("dtype", "batch_size", "out_features", "in_features", "threads", "clock", "cache")
 
@@ -48,15 +46,11 @@ class Derived:
 
 
 def derive(results: list[Result], drawn: Collection[str] = (), workers: int = 1) -> Derived:
-    """What is made of the runs of a project, by so many processes.
-
-    `drawn` are the names of the pictures to draw; of the others is given what they must carry.
-    """
+    """What is made of runs; of pictures that are not in `drawn`, what they must carry."""
     share = partial(derive_run, drawn=drawn)
     if workers > 1 and len(results) > 4:
         # A chart is many small objects: a tenth of the time went into collecting them.
-        begin = {"initializer": gc.set_threshold, "initargs": (100_000,)}
-        with ProcessPoolExecutor(workers, **begin) as pool:
+        with ProcessPoolExecutor(workers, None, gc.set_threshold, (100_000,)) as pool:
             made = list(pool.map(share, results))
     else:
         made = list(map(share, results))
@@ -65,6 +59,7 @@ def derive(results: list[Result], drawn: Collection[str] = (), workers: int = 1)
         both.files |= one.files
         both.said |= one.said
         both.problems += one.problems
+    both.problems = list(dict.fromkeys(both.problems))  # a host that is missing is told once
     both.said = {one: both.said[one] for one in find_drawings(results) if one in both.said}
     return both
 
@@ -105,11 +100,10 @@ def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
                 lines = numbers if drawing.kinds == ["csv"] else None
                 try:
                     made.files |= _draw(drawing, own, lines, drawing.name in drawn, made.said)
-                # Whatever a figure's function stumbles over in rows that somebody edited, the
-                # other figures are still to be made.
+                # Whatever it stumbles over in rows that somebody edited, the others are drawn.
                 except Exception as error:
                     source = name_in(drawing.sources[0], result.root)
-                    said = f"{drawing.name} cannot be drawn from {source}: {first_line(error)}"
+                    said = f"{drawing.name} cannot be drawn from {source}: {_first_line(error)}"
                     made.problems.append(said)
     return made
 
@@ -137,32 +131,27 @@ def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, sai
     return {drawing.picture(kind): content for kind, content in written.items()}
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, of whatever kind it is, on one line."""
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def summarize_groups(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """The table of rows, with one group for each part, size, clock, ... that was timed.
+    """The table of rows, with a group for each size, clock, ... and each part with its baseline.
 
-    Each part has its own baseline, so that nothing is divided by what was timed in another.
-
-    Raises:
-        ValueError: the rows cannot be summarized, or have no baseline.
+    A part is one of a notebook's measurements, with methods of its own. A ValueError where rows
+    cannot be summarized or have no baseline.
     """
     import pandas as pd
 
     from posmat.measure.summary import baseline_of, summarize
 
     parts = {"": rows}
-    if _PART in rows:
-        parts = dict(list(rows.groupby(_PART, sort=False, dropna=False)))
+    if "part" in rows:
+        parts = dict(list(rows.groupby("part", sort=False, dropna=False)))
     bases = [own[own["method"] == baseline_of(own)] for own in parts.values()]
     by = [n for n in _GROUPS if any(n in base and base[n].nunique() > 1 for base in bases)]
-    if len(parts) == 1:
-        return summarize(rows, baseline_of(rows), by)
     tables = {part: summarize(own, baseline_of(own), by) for part, own in parts.items()}
-    return pd.concat(tables, names=[_PART])
+    return pd.concat(tables, names=["part"]) if len(tables) > 1 else tables.popitem()[1]
 
 
 def write(files: Files) -> None:
@@ -189,10 +178,7 @@ def compare(files: Files, root: Path) -> list[str]:
 
 
 def _same_table(content: bytes, given: bytes) -> bool:
-    """Whether two tables say the same, but for the last bits of their numbers.
-
-    Other versions of numpy may round a quantile in another way.
-    """
+    """Whether tables say the same; versions of numpy round a quantile's last bits otherwise."""
     import pandas as pd
 
     try:
@@ -212,12 +198,12 @@ def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
             expected |= {result.data(kind) for kind in ("json", *result.hashes)}
         except RecordError:  # which are its frames nothing says: whatever bears its name
             expected |= {*result.folder.glob(f"{result.stem}.*")}
-    found = [*root.glob("reports/figures/*.*"), *root.glob("data/*/*/*.*")]
-    found += root.glob("reports/*/*/*.*")
+    places = ("reports/figures/*.*", "data/*/*/*.*", "reports/*/*/*.*")
+    found = {path for place in places for path in root.glob(place)} - expected
     own = tuple(f"{mark}{machine}{mark}" for machine in OWN for mark in "/-") if published else ()
     return [
         f"{name} belongs to no rows in data/: remove it."
-        for name in sorted(name_in(path, root) for path in found if path not in expected)
+        for name in sorted(name_in(path, root) for path in found)
         # A failed notebook is of a run that has left no rows, perhaps.
         if not Path(name).name.startswith(".")
         and not name.endswith(".failed.ipynb")
@@ -228,9 +214,8 @@ def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
 def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str], list[str]]:
     """Whether notebook 10 read the rows that are there now: what does not hold, and what to know.
 
-    A machine's summary is made when the machine is published, and only its own host can make it
-    again. So its own lines must be what its rows give today; that other machines came or measured
-    again since then is no fault of it, and is told. So is a key of other rows that changed no line.
+    Only a machine's own host can make its summary again. So its own lines must be what its rows
+    give today; that other machines came or measured again since then is no fault, and is told.
     """
     import pandas as pd
 
@@ -243,8 +228,8 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     try:
         kept = result.read(), pd.read_csv(paths[1])
         asked = str(result.facts["parameters"].get("machines") or "").replace(" ", "")
-        read = [one for one in results if not asked or one.machine in asked.split(",")]
-        read = [one for one in read if one.device != ALL_DEVICES]
+        read = [one for one in results if one.device != ALL_DEVICES]
+        read = [one for one in read if not asked or one.machine in asked.split(",")]
         # Its own lines are made of its own rows, where it has any.
         read = [one for one in read if one.machine == machine] or read
         rows = pd.concat([one.read().assign(stem=one.stem) for one in read], ignore_index=True)
@@ -253,7 +238,7 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     except RecordError:  # told where the file itself is checked
         return [], []
     except (OSError, KeyError, ValueError) as error:
-        return [f"{names[0]} or its table cannot be made again: {first_line(error)}"], []
+        return [f"{names[0]} or its table cannot be made again: {_first_line(error)}"], []
     where = {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
     again = f"run 'posmat report 10{where}'."
     problems = []

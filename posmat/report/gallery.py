@@ -12,15 +12,11 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from posmat.measure.files import replacing
 from posmat.report.cite import cite_figure
 from posmat.report.store import KINDS, OWN, Drawing, Result, Said, holding, name_in
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _VERSIONS = {"Python": "python", "PyTorch": "torch", "CUDA": "cuda", "driver": "driver"}
 _VERSIONS |= {"oneDNN": "onednn", "numpy": "numpy", "pandas": "pandas"}
@@ -32,10 +28,10 @@ _FOUND = "#What-we-found"  # where a notebook says what its figures show, as Jup
 def render_pages(
     root: Path, said: dict[Drawing, Said], results: list[Result], own: str | None = None
 ) -> tuple[dict[Path, bytes], list[str]]:
-    """The pages that show what is there now, by their paths, and what they should and cannot show.
+    """The pages of what is there now, by their paths, and lines of what they cannot show.
 
-    They are those of the published machines with the project's README, and, where there are any,
-    of own runs; with `own` (local, quick) only those of these runs.
+    They are the published machines' with the project's README, and those of own runs; with `own`
+    (local, quick) only the pages of these runs.
     """
     published = [one for one in said if one.run.machine not in OWN]
     shown = {name: [one for one in said if one.run.machine == name] for name in OWN}
@@ -46,7 +42,7 @@ def render_pages(
             folder = root / "reports" / name
             facts = _describe_page(folder, name, shown[name], said, results)
             for page in ("index.html", "README.md"):
-                pages[folder / page] = _templates().get_template(page).render(facts).encode()
+                pages[folder / page] = _render(page, **facts).encode()
     readme = root / "README.md"
     if readme.exists() and own is None:
         text, problems = with_figures(readme.read_text(encoding="utf-8"), said)
@@ -57,14 +53,13 @@ def render_pages(
 def _describe_page(
     folder: Path, own: str, shown: list[Drawing], said: dict[Drawing, Said], results: list[Result]
 ) -> dict:
-    """What the templates of a folder's pages need."""
     from posmat.charts.catalogue import FIGURES
 
     figures = []
     for number, spec in enumerate(FIGURES, 1):
         pictures = [_picture(one, said[one], folder) for one in shown if one.id == spec.id]
-        for place, picture in enumerate(pictures):
-            picture["letter"] = _LETTERS[place] if len(pictures) > 1 else ""
+        for letter, picture in zip(_LETTERS, pictures, strict=False):
+            picture["letter"] = letter if len(pictures) > 1 else ""
         anchor = re.sub(r"[^\w\- ]", "", f"Figure {number}. {spec.title}".lower())  # as hosts do
         figure = {"id": spec.id, "number": number, "title": spec.title, "pictures": pictures}
         figures += [figure | {"anchor": anchor.replace(" ", "-")}] * bool(pictures)
@@ -145,25 +140,22 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
 
 
 def with_figures(text: str, said: dict[Drawing, Said]) -> tuple[str, list[str]]:
-    """A README whose blocks between `<!-- posmat:figure NAME -->` and its end say what rows say.
+    """A README whose `<!-- posmat:figure NAME -->` blocks say what rows say.
 
     And one line for each block whose figure cannot be drawn: it is left as it was.
     """
-    by_name = {drawing.name: drawing for drawing in said}
-    problems = []
+    by_name, problems = {drawing.name: drawing for drawing in said}, []
 
     def block(match: re.Match) -> str:
         drawing = by_name.get(match[2])
         if drawing is None:
-            problems.append(
-                f"README.md shows {match[2]}, which cannot be drawn from data/: "
-                "its block is left as it was."
-            )
+            why = "which cannot be drawn from data/: its block is left as it was."
+            problems.append(f"README.md shows {match[2]}, {why}")
             return match[0]
         picture = _picture(drawing, said[drawing], drawing.run.root)
-        return match[1] + _templates().get_template("figure.md").render(picture) + match[4]
+        return match[1] + _render("figure.md", **picture) + match[4]
 
-    return _BLOCK.sub(block, text), problems
+    return _BLOCK.sub(block, text), list(dict.fromkeys(problems))
 
 
 def write_page(executed: Path) -> Path:
@@ -175,29 +167,26 @@ def write_page(executed: Path) -> Path:
     notebook = nbformat.read(executed, as_version=4)
     # Jupyter looks for templates where Python is; pip's --target puts them beside nbconvert.
     beside = [str(Path(nbconvert.__file__).parents[1] / "share/jupyter/nbconvert/templates")]
-    exporter = nbconvert.HTMLExporter(
-        template_name="basic",
-        embed_images=True,
-        extra_template_basedirs=beside,
-        extra_template_paths=beside,
-    )
+    paths = {"extra_template_basedirs": beside, "extra_template_paths": beside}
+    exporter = nbconvert.HTMLExporter(template_name="basic", embed_images=True, **paths)
     body, _ = exporter.from_notebook_node(notebook)
     heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    text = (
-        _templates()
-        .get_template("notebook.html")
-        .render(
-            title=heading.splitlines()[0].lstrip("# "),
-            # What scrolls must be reached with the keyboard too.
-            body=body.replace("<pre>", '<pre tabindex="0">'),
-            light=HtmlFormatter(style="default").get_style_defs(".highlight"),
-            dark=HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
-        )
+    text = _render(
+        "notebook.html",
+        title=heading.splitlines()[0].lstrip("# "),
+        # What scrolls must be reached with the keyboard too.
+        body=body.replace("<pre>", '<pre tabindex="0">'),
+        light=HtmlFormatter(style="default").get_style_defs(".highlight"),
+        dark=HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
     )
     page = executed.with_suffix(".html")
     with replacing(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return page
+
+
+def _render(template: str, **facts) -> str:
+    return _templates().get_template(template).render(facts)
 
 
 def _link(path: Path, folder: Path) -> str:
@@ -210,7 +199,7 @@ def escape_markdown(text: str) -> str:
 
 
 @cache
-def _templates() -> "Environment":
+def _templates():
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -23,9 +23,9 @@ if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help`
 
 OWN = (LOCAL, QUICK)  # machines whose folders git ignores: a user's own runs
 KINDS = ("svg", "pdf", "png")
-
-# What provenance must be made of where it has it: its readers rely on it.
+# What is an object in every provenance, be it an empty one.
 _OBJECTS = ("host", "device", "libraries", "sources", "parameters", "frames_sha256")
+_RESTORE = "measure again, or restore the file."
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,17 @@ class Result:
 
     @cached_property
     def facts(self) -> dict:
-        """Its provenance.
-
-        Raises:
-            RecordError: it is not there, or no JSON object, or a part of it is none.
-        """
-        name = name_in(self.data("json"), self.root)
-        facts = _json(self.data("json"))
+        """Its provenance; a RecordError where it, or a part of it, is no JSON object."""
+        name, facts = name_in(self.data("json"), self.root), _json(self.data("json"))
         if facts is None:
             raise RecordError(
-                f"{name} is missing or no JSON: the rows beside it have no provenance; measure "
-                "again, or restore the file."
+                f"{name} is missing or no JSON: the rows beside it have no provenance; {_RESTORE}"
             )
         for part in _OBJECTS:
             if not isinstance(facts.setdefault(part, {}), dict):
                 raise RecordError(
                     f"{name} has {json.dumps(facts[part])[:40]} as {part!r}, where an object "
-                    "belongs: measure again, or restore the file."
+                    f"belongs: {_RESTORE}"
                 )
         return facts
 
@@ -83,8 +77,7 @@ class Result:
     def hashes(self) -> dict[str, str]:
         """The sha256 of its rows and frames by their kinds, as its provenance has them.
 
-        Raises:
-            RecordError: there is none, or it is of another machine, notebook or host.
+        A RecordError where that is none, or is of another machine, notebook or host.
         """
         name, facts = name_in(self.data("json"), self.root), self.facts
         for key, own in (("machine", self.machine), ("notebook", self.notebook)):
@@ -100,19 +93,14 @@ class Result:
         return {"csv": facts.get("rows_sha256"), **frames}
 
     def read(self, kind: str = "csv") -> "pd.DataFrame":
-        """Its rows or a frame, held against its provenance.
-
-        Raises:
-            RecordError: the file does not hold; one sentence says how.
-        """
+        """Its rows or a frame, held against its provenance; a RecordError says what differs."""
         path = self.data(kind)
         name = name_in(path, self.root)
         if not path.is_file():
-            raise RecordError(f"{name} is missing: measure again, or restore the file.")
+            raise RecordError(f"{name} is missing: {_RESTORE}")
         if self.hashes.get(kind) != rows_hash(path):
             raise RecordError(
-                f"{name} is not the file that its provenance describes (another sha256): "
-                "measure again, or restore the file."
+                f"{name} is not the file that its provenance describes (another sha256): {_RESTORE}"
             )
         frame = read_rows(path)
         for column, own in (("machine", self.machine), ("device", self.device)):
@@ -176,12 +164,11 @@ def find_results(root: Path, published: bool = False) -> list[Result]:
     """Every run in data/, by machine, device and stem; with `published` without a user's own."""
     found = []
     for folder in sorted((root / "data").glob("*/*/")):
-        stems = [path.stem for path in folder.glob("*.json")]
-        for name in sorted(path.stem for path in folder.glob("*.csv")):
-            # Rows whose provenance is gone; a frame, <stem>.<what>.csv, belongs to its stem.
-            if not any(name == stem or name.startswith(f"{stem}.") for stem in stems):
-                stems.append(name)
-        found += [Result(root, folder.parent.name, folder.name, stem) for stem in sorted(stems)]
+        stems, rows = ({path.stem for path in folder.glob(f"*{end}")} for end in (".json", ".csv"))
+        both = stems | rows
+        # Rows whose provenance is gone; a frame, <stem>.<what>.csv, belongs to its stem.
+        stems |= {name for name in rows if not any(name.startswith(f"{one}.") for one in both)}
+        found += [Result(root, *folder.parts[-2:], stem) for stem in sorted(stems)]
     return [one for one in found if not published or one.machine not in OWN]
 
 
@@ -199,23 +186,18 @@ def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
     Raises:
         KeyError: neither a figure nor a picture has this name; near ones are suggested.
     """
-    import difflib
+    from posmat.charts.catalogue import FIGURES, find_figure, unknown_figure
 
-    from posmat.charts.catalogue import FIGURES
-
-    notebooks = {spec.id: spec.notebook for spec in FIGURES}
-    by_word: dict[str, list[Drawing]] = {name: [] for name in notebooks}
+    by_word: dict[str, list[Drawing]] = {spec.id: [] for spec in FIGURES}
     for one in drawings:
         by_word[one.id].append(one)
         by_word[one.name] = [one]
     for word in asked:
         if word not in by_word:
-            near = difflib.get_close_matches(word, by_word, n=3, cutoff=0)
-            raise KeyError(f"no figure has the id {word!r}: did you mean {' or '.join(near)}?")
+            raise unknown_figure(word, by_word)
         if not by_word[word]:
-            raise KeyError(
-                f"figure {word!r} has no rows in data/ yet: run 'posmat report {notebooks[word]}'."
-            )
+            again = f"run 'posmat report {find_figure(word).notebook}'."
+            raise KeyError(f"figure {word!r} has no rows in data/ yet: {again}")
     return list(dict.fromkeys(one for word in asked for one in by_word[word]))
 
 
@@ -248,9 +230,10 @@ def older_sources(results: Iterable[Result]) -> list[str]:
     found: dict[str, list[str]] = {}
     for result in holding(results):
         notebook = result.root / "notebooks" / f"{result.notebook}.ipynb"
-        key = sources_key(notebook) if notebook.exists() else None
-        known = result.facts.get("key") or {}
-        if why := why_changed(known, key) if key else "the notebook is not there":
+        why = "the notebook is not there"
+        if notebook.exists():
+            why = why_changed(result.facts.get("key") or {}, sources_key(notebook))
+        if why:
             place = name_in(result.folder, result.root)
             found.setdefault(place, []).append(f"{result.stem} ({why})")
     return [f"{place}: made by older sources: {'; '.join(ones)}" for place, ones in found.items()]
@@ -268,7 +251,6 @@ def holding(results: Iterable[Result]) -> list[Result]:
 def _json(path: Path) -> dict | None:
     """The JSON object in a file; None where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError):
         return None
-    return found if isinstance(found, dict) else None

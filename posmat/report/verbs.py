@@ -17,12 +17,8 @@ def redraw(
 ) -> tuple[str, list[str]]:
     """Draw figures, tables, pages and the README's figures; what was drawn, and what was not.
 
-    Args:
-        root: the project.
-        asked: figures' ids or pictures' names, to draw these alone; pages and tables show all.
-        workers: processes that draw.
-        machine: draw what belongs to this one. For a user's own (local, quick) nothing that git
-            tracks is written, whatever matplotlib draws here.
+    With `asked`, figures' ids or pictures' names, these figures alone; with `machine` what belongs
+    to it. For a user's own (local, quick) nothing that git tracks is written.
     """
     from posmat.charts.style import counted
     from posmat.report.derive import derive, write
@@ -45,23 +41,20 @@ def redraw(
     said = counted(len(figures) // len(KINDS), "figure")
     if asked:
         write({path: derived.files[path] for path in figures})
-        return said, list(dict.fromkeys(derived.problems))
+        return said, derived.problems
     tables = {one.report("table.csv") for one in mine} & derived.files.keys()
     write({path: derived.files[path] for path in figures | tables})
     pages, bad = render_pages(root, derived.said, results, machine if machine in OWN else None)
     write(pages)
     shown = [str(page) for page in pages if page.suffix == ".html"]
     said += f", {counted(len(tables), 'table')}, {counted(2 * len(shown), 'page')} drawn. Open:"
-    return "\n  ".join([said, *shown]), list(dict.fromkeys(derived.problems + bad))
+    return "\n  ".join([said, *shown]), derived.problems + bad
 
 
 def check_project(
     root: Path, published: bool = False, workers: int = 1
 ) -> tuple[list[str], list[str], list[str]]:
-    """What does not hold, which rows older sources made, and what else is to be known.
-
-    Each is a list of lines. With `published` a user's own runs are left out.
-    """
+    """Lines of what does not hold, of what older sources made, and of what else is to be known."""
     from posmat.report.derive import SUMMARY, check_summary, compare, derive, orphans
     from posmat.report.gallery import render_pages
     from posmat.report.store import find_results, older_sources, unknown_commits
@@ -80,7 +73,7 @@ def check_project(
             problems, notes = problems + bad, notes + known
     problems += orphans(root, results, published)
     notes += unknown_commits(results)
-    return list(dict.fromkeys(problems)), older_sources(results), notes
+    return problems, older_sources(results), notes
 
 
 @click.command(short_help="draw every figure, table and page again from data/")
@@ -149,7 +142,7 @@ def cite(root: Root, figure: str | None) -> int:
 
 
 def _tell(problems: list[str]) -> int:
-    """Say each problem in a line of its own; the exit code."""
+    """Say each problem on a line; the exit code."""
     for problem in problems:
         print(f"posmat: {problem}", file=sys.stderr)
     return 1 if problems else 0

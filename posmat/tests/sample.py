@@ -48,16 +48,6 @@ def make_rows(times: dict[str, float], machine: str, device: str, processor: str
     return pd.DataFrame(lines).convert_dtypes()
 
 
-def two_parts() -> pd.DataFrame:
-    """Rows of two measurements of one run, as notebook 06 leaves them, each with its baseline."""
-    parts = {
-        "forms": {"float32 layer": 4e-3, "element-wise, in blocks": 6e-2},
-        "whole": {"element-wise, in blocks": 6e-2, "sign-magnitude, whole": 0.9},
-    }
-    rows = [make_rows(times, *MACHINES[0], part=name) for name, times in parts.items()]
-    return pd.concat(rows, ignore_index=True)
-
-
 def keep(root: Path, stem: str, rows: pd.DataFrame, **frames: pd.DataFrame) -> Path:
     """Write rows, frames and provenance of a run to where they belong; the path of the rows."""
     machine, device = rows["machine"].iloc[0], rows["device"].iloc[0]
@@ -89,17 +79,12 @@ def make_project(root: Path, machines=MACHINES, executed: bool = False) -> Path:
     (root / "README.md").write_text(f"# A project\n\n{begin}\n{end}\n\nThe end.\n")
     for place, where in enumerate(machines):
         memory = pd.DataFrame({"method": ["float32 layer"], "state": ["measured"], "peak": [1.5]})
-        float32 = make_rows(TIMES_01, *where, dtype="float32", seed=place)
-        stems = {
-            "01_matvec_vs_elementwise": (float32, {}),
-            "01_matvec_vs_elementwise-dtype=int8": (make_rows(TIMES_01, *where, seed=place), {}),
-            "05_positive_matrix_product": (
-                make_rows(TIMES_05, *where, seed=place),
-                {"memory": memory},
-            ),
-        }
-        for stem, (rows, frames) in stems.items():
-            keep(root, stem, rows, **frames)
+        for stem, times, dtype, frames in (
+            ("01_matvec_vs_elementwise", TIMES_01, "float32", {}),
+            ("01_matvec_vs_elementwise-dtype=int8", TIMES_01, "int8", {}),
+            ("05_positive_matrix_product", TIMES_05, "int8", {"memory": memory}),
+        ):
+            keep(root, stem, make_rows(times, *where, dtype=dtype, seed=place), **frames)
             if executed:
                 execute(root / "reports" / where[0] / where[1], stem)
     return root

@@ -18,22 +18,9 @@ from posmat.report import cli
 from posmat.report.derive import summarize_groups
 from posmat.report.store import KINDS, chosen, find_drawings, find_results
 from posmat.report.verbs import redraw
-from posmat.tests.sample import (
-    MACHINES,
-    PICTURE,
-    TIMES_05,
-    keep,
-    make_project,
-    make_rows,
-    two_parts,
-)
+from posmat.tests.sample import MACHINES, PICTURE, TIMES_05, keep, make_project, make_rows
 
 NAME = "05_positive_matrix_product"
-
-
-@pytest.fixture
-def project(tmp_path) -> Path:
-    return make_project(tmp_path)
 
 
 @pytest.fixture
@@ -48,7 +35,8 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(made)}
 
 
-def test_everything_is_drawn_without_torch_and_twice_the_same(project, tmp_path_factory):
+def test_everything_is_drawn_without_torch_and_twice_the_same(tmp_path, tmp_path_factory):
+    project = make_project(tmp_path)
     said, problems = redraw(project)
     assert not problems and said.startswith("6 figures, 6 tables, 2 pages drawn.")
     first = contents(project)
@@ -102,10 +90,6 @@ def test_one_figure_is_drawn_by_its_id_or_its_name(small, monkeypatch, capsys):
     assert {path.stem for path in (small / "reports" / "figures").iterdir()} == {PICTURE}
     assert cli.main(["draw", "matvec-vs-elementwise"]) == 0
     assert len(list((small / "reports" / "figures").iterdir())) == 3 * 3
-    capsys.readouterr()
-    assert cli.main(["draw", "positive-matrix-produkt"]) == 1
-    error = capsys.readouterr().err
-    assert "did you mean positive-matrix-product or" in error and error.count("\n") == 1
     assert cli.main(["draw", "--machine", "gamma"]) == 1
     assert "no rows of the machine 'gamma': there are alpha." in capsys.readouterr().err
 
@@ -125,7 +109,8 @@ def add(monkeypatch, figure_id: str, *reads: str) -> None:
     monkeypatch.setattr(figures, "FIGURES", [*figures.FIGURES, spec])
 
 
-def test_a_figure_may_read_a_frame_beside_the_rows(project, monkeypatch):
+def test_a_figure_may_read_a_frame_beside_the_rows(tmp_path, monkeypatch):
+    project = make_project(tmp_path, MACHINES[:1])
     add(monkeypatch, "with-memory", "{stem}.csv", "{stem}.memory.csv")
     keep(project, f"{NAME}-scale=0.5", make_rows(TIMES_05, *MACHINES[0]))  # dots in a stem
     (own,) = chosen(find_drawings(find_results(project)), ["with-memory-alpha-cpu"])
@@ -168,9 +153,8 @@ def test_a_notebook_keeps_the_figure_that_is_drawn_again(tmp_path, tmp_path_fact
     rows = read_rows(staging / f"{NAME}.csv")
     memory = read_rows(staging / f"{NAME}.memory.csv")
     for figure_id, frames in (("positive-matrix-product", [rows]), ("with-memory", [rows, memory])):
-        figure = draw_figure(figure_id, *frames)
-        figure.keep(figure_id, staging, NAME, "-x")
-        for kind in ("svg", "pdf", "png"):
+        draw_figure(figure_id, *frames).keep(figure_id, staging, NAME, "-x")
+        for kind in KINDS:
             drawn = small / "reports" / "figures" / f"{figure_id}-alpha-cpu.{kind}"
             assert (staging / f"{figure_id}-x.{kind}").read_bytes() == drawn.read_bytes()
 
@@ -191,37 +175,25 @@ def test_a_stem_may_begin_as_another_does_and_lack_its_provenance(small):
 def test_a_frame_that_was_cut_off_is_not_drawn_and_not_cited(small, monkeypatch, capsys, verb):
     add(monkeypatch, "of-a-frame", "{stem}.csv", "{stem}.memory.csv")
     monkeypatch.setattr(cli, "_root", lambda: small)
-    assert cli.main(["draw"]) == 0
-    picture = small / "reports/figures/of-a-frame-alpha-cpu.svg"
-    before = picture.read_bytes()
     frame = small / f"data/alpha/cpu/{NAME}.memory.csv"
     frame.write_text(frame.read_text()[:-5])
-    capsys.readouterr()
     assert cli.main([verb, "of-a-frame"]) == 1
     said = capsys.readouterr()
     assert f"{NAME}.memory.csv is not the file that its provenance describes" in said.err
-    assert said.err.count("\n") == 1 and picture.read_bytes() == before and "@misc" not in said.out
+    assert said.err.count("\n") == 1 and "@misc" not in said.out
+    assert not [*small.glob("reports/figures/*.*")]
 
 
 def test_a_chart_that_stumbles_is_told_and_the_others_are_drawn(small, monkeypatch):
     def fail(*_):
         raise RuntimeError("of the test\nwith a second line")
 
-    def look(frame: pd.DataFrame, title: str = "") -> str:
-        return str(frame.groupby("multiplier").size())
-
     failing = FigureSpec("failing", NAME, "It fails", fail, lambda rows: "")
-    looking = FigureSpec("looking", NAME, "It looks", look, look)
-    monkeypatch.setattr(figures, "FIGURES", [failing, looking, *figures.FIGURES])
+    monkeypatch.setattr(figures, "FIGURES", [failing, *figures.FIGURES])
     said, problems = redraw(small)
     assert said.startswith("3 figures")
-    assert problems == [
-        f"{name}-alpha-cpu cannot be drawn from data/alpha/cpu/{NAME}.csv: {why}"
-        for name, why in (
-            ("failing", "RuntimeError: of the test"),
-            ("looking", "KeyError: 'multiplier'"),
-        )
-    ]
+    told = f"cannot be drawn from data/alpha/cpu/{NAME}.csv: RuntimeError: of the test"
+    assert problems == [f"failing-alpha-cpu {told}"]
 
 
 def test_sizes_and_parts_make_groups_with_baselines_of_their_own():
@@ -231,11 +203,14 @@ def test_sizes_and_parts_make_groups_with_baselines_of_their_own():
     assert table.loc[(2, "float32 layer"), "ratio"] == 1
     ratio = table.loc[(2, "float32 layer"), "median"] / table.loc[(1, "float32 layer"), "median"]
     assert 1.9 < ratio < 2.1
-    table = summarize_groups(two_parts())
+    blocks, whole = "element-wise, in blocks", "sign-magnitude, whole"
+    parts = {"forms": {"float32 layer": 4e-3, blocks: 6e-2}, "whole": {blocks: 6e-2, whole: 0.9}}
+    rows = [make_rows(times, *MACHINES[0], part=name) for name, times in parts.items()]
+    table = summarize_groups(pd.concat(rows, ignore_index=True))
     assert table.index.names == ["part", "method"]
     assert set(table.loc["forms", "baseline"]) == {"float32 layer"}
-    assert set(table.loc["whole", "baseline"]) == {"element-wise, in blocks"}
-    assert 14 < table.loc[("whole", "sign-magnitude, whole"), "ratio"] < 16
+    assert set(table.loc["whole", "baseline"]) == {blocks}
+    assert 14 < table.loc[("whole", whole), "ratio"] < 16
 
 
 def test_a_reader_that_leaves_is_no_traceback(small):
