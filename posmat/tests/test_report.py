@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from posmat.measure.files import RecordError, rows_hash
+from posmat.measure.files import rows_hash
 from posmat.measure.run import read_parameters
 from posmat.report import UsageError, cli
 from posmat.report.cli import Progress
@@ -61,11 +61,11 @@ def test_a_comma_makes_a_grid_and_every_job_has_its_own_name(tmp_path):
 
 def test_a_notebook_whose_parameters_cannot_be_read_is_named(tmp_path):
     notebook = make_notebook(tmp_path, "91_odd", parameters="sizes: list = [1, 2]  # of")
-    with pytest.raises(RecordError, match="91_odd has the parameter 'sizes: list"):
+    with pytest.raises(UsageError, match="91_odd has the parameter 'sizes: list"):
         plan([notebook], ["cpu"], "m")
     for text in ("{", '{"cells": 3}', '{"nbformat": 4, "cells": [1]}'):
         notebook.write_text(text)
-        with pytest.raises(RecordError, match="cannot be read as a notebook"):
+        with pytest.raises(UsageError, match="cannot be read as a notebook"):
             plan([notebook], ["cpu"], "m")
 
 
