@@ -134,10 +134,7 @@ def require_device(device: "str | torch.device") -> "torch.device":
 
 
 def make_current(device: "torch.device") -> None:
-    """Make a CUDA device that has an index the current one, which "cuda" alone means from then on.
-
-    `torch.utils.benchmark` waits for the current device only.
-    """
+    """Make a CUDA device with an index the current one; torch.utils.benchmark awaits no other."""
     import torch
 
     if device.type == "cuda" and device.index is not None:

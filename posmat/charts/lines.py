@@ -31,9 +31,8 @@ from posmat.measure.summary import AGAIN, FLOOR, baseline_of, is_control
 def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     """One line per method: every block as a faint dot, the median as a bold one, the quartiles.
 
-    The name stands on the line, the median and its ratio to the baseline at the right. Dots, not
-    bars: a logarithm has no zero for a bar to start from. The dot of a method whose numbers are
-    wrong is hollow.
+    Dots, not bars: a logarithm has no zero for a bar to start from. The dot of a method whose
+    numbers are wrong is hollow.
     """
     table = lines_of_times(rows)
     rows = rows[rows["clock"] == "host"]
@@ -77,10 +76,7 @@ def caption_of_times(question: str, rows: pd.DataFrame) -> str:
 
 
 def speedup(rows: pd.DataFrame, title: str) -> Chart:
-    """One line per method: how many times faster than the baseline, with its interval.
-
-    The last line is the control, the baseline timed a second time: its interval is the noise.
-    """
+    """One line per method: how many times faster than the baseline, and the control's at last."""
     shown, baseline = lines_of_speedup(rows), baseline_of(rows)
     if shown.empty:
         return chart_of_nothing(title, f"{baseline} has no time here: there is no speedup over it.")

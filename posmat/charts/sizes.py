@@ -50,10 +50,7 @@ def _names_at_right(axes: Axes, ends: dict[str, tuple[float, float, str]], least
 
 
 def scaling(rows: pd.DataFrame, title: str) -> Chart:
-    """Time and rate of every method against M, N and K, on logarithmic axes.
-
-    The names stand at the ends of the lines, at the right; a ring marks the size that all share.
-    """
+    """Time and rate of every method against M, N and K; a ring marks the size that all share."""
     table = rates_of(rows)
     table = table.assign(ms=1e3 * table["seconds"])
     look = _by_method(table) | {"dashes": False, "markersize": 3.6, "markeredgewidth": 0}

@@ -64,7 +64,7 @@ def verbs(context: click.Context) -> None:
 
 @verbs.result_callback()
 def end(code: int) -> int:
-    """Flush while click is there to hear that whoever read the output has gone, `head` for one."""
+    """Flush while click hears that whoever read the output has gone, `head` for one."""
     sys.stdout.flush()
     return code
 

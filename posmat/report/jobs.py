@@ -81,13 +81,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its state, after how long, and the file to look at.
-
-    The state is "done", "failed", "skipped" (it was up to date) or "not started".
-    """
+    """What became of a job: its state, after how long, and the file to look at."""
 
     job: Job
-    state: str
+    state: str  # "done", "failed", "skipped" (it was up to date) or "not started"
     seconds: float
     path: Path
     message: str = ""
@@ -293,12 +290,11 @@ def alone(job: Job, say: Say = lambda *_, **__: None):
 def busy_warning() -> str:
     """A sentence when others use the processor now, before the kernel is started; '' if not."""
     busy = psutil.cpu_percent(interval=0.5) / 100 * psutil.cpu_count()
-    if busy < BUSY_CORES:
-        return ""
-    return (
+    said = (
         f"{busy:.1f} of {psutil.cpu_count()} cores were busy with other work when this run began: "
         "trust its ratios before its times."
     )
+    return said if busy >= BUSY_CORES else ""
 
 
 def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: None) -> Outcome:
@@ -345,7 +341,6 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
 
 
 def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
-    """Put what the driver knows beside what the notebook said of its run."""
     if not path.exists() or not path.with_suffix(".csv").exists():
         raise RecordError("it kept no rows; a notebook keeps them with run.save(...)")
     facts = json.loads(path.read_text(encoding="utf-8"))
