@@ -42,20 +42,17 @@ def processor_name() -> str:
     if found:
         return " ".join(found[1].split())
     if sys.platform == "darwin":
-        order = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        answer = subprocess.run(
-            order, check=False, capture_output=True, encoding="utf-8", errors="replace"
-        )
-        if answer.stdout.strip():
-            return answer.stdout.strip()
+        with suppress(OSError, subprocess.SubprocessError):
+            if said := _answer(["sysctl", "-n", "machdep.cpu.brand_string"]):
+                return said
     return platform.processor() or platform.machine()
 
 
 def host_identity() -> str:
     """A short hash that is the same at every start of one host and differs between hosts.
 
-    It is made from the system's machine id, or the host's name where there is none, with the
-    processor's name and the number of cores. A hash, because rows are published and names are not.
+    Of the machine id, or the host's name where there is none, with the processor's name and the
+    number of cores. A hash, because rows are published and names are not.
     """
     machine_id = _read("/etc/machine-id").strip() or socket.gethostname()
     parts = (machine_id, processor_name(), str(psutil.cpu_count()))
@@ -95,10 +92,7 @@ def read_gpu(uuid: str) -> dict:
     facts = dict.fromkeys(_OF_THE_GPU, NOT_GIVEN)
     # It may be missing, or know no such GPU; of what the card does not tell it says "[N/A]".
     with suppress(OSError, ValueError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            order, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=30
-        )
-        said = dict(zip(_OF_THE_GPU, answer.stdout.strip().split(", "), strict=True))
+        said = dict(zip(_OF_THE_GPU, _answer(order).split(", "), strict=True))
         facts["driver"] = said.pop("driver")
         known = {name: text for name, text in said.items() if re.fullmatch(r"[0-9.]+", text)}
         facts |= {name: float(text) for name, text in known.items()}
@@ -106,10 +100,7 @@ def read_gpu(uuid: str) -> dict:
 
 
 def slow_clock_warnings(states: list[dict], run: int) -> list[str]:
-    """A sentence where the SM clock was below 75 % of its maximum in one of the states, or none.
-
-    `states` are what `read_gpu` gave while the device was at work in the fresh kernel `run`.
-    """
+    """A sentence where a state that `read_gpu` gave during `run` had a slow SM clock, or none."""
     clocks = [(state["sm_clock_mhz"], state["sm_clock_max_mhz"]) for state in states]
     now, most = min((pair for pair in clocks if NOT_GIVEN not in pair), default=(1, 1))
     if now >= LEAST_CLOCK_SHARE * most:
@@ -121,10 +112,7 @@ def slow_clock_warnings(states: list[dict], run: int) -> list[str]:
 
 
 def require_device(device: "str | torch.device") -> "torch.device":
-    """The device that was asked for, or an error: never another one in its place.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:<index>".
+    """The device that was asked for, "cpu", "cuda" or "cuda:<index>", never another in its place.
 
     Raises:
         ValueError: the name is not a device's that posmat knows, or the device is not there.
@@ -146,10 +134,7 @@ def require_device(device: "str | torch.device") -> "torch.device":
 
 
 def make_current(device: "torch.device") -> None:
-    """Make a CUDA device that has an index the current one, which "cuda" alone means from then on.
-
-    `torch.utils.benchmark` waits for the current device only.
-    """
+    """Make a CUDA device with an index the current one; torch.utils.benchmark awaits no other."""
     import torch
 
     if device.type == "cuda" and device.index is not None:
@@ -199,6 +184,11 @@ def describe_device(device: "str | torch.device") -> dict:
             "driver": read_gpu(gpu_uuid(device))["driver"],
         }
     return facts
+
+
+def _answer(order: list[str]) -> str:
+    how = {"encoding": "utf-8", "errors": "replace", "timeout": 30}
+    return subprocess.run(order, check=True, capture_output=True, **how).stdout.strip()
 
 
 def _read(path: str) -> str:

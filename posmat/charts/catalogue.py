@@ -7,6 +7,7 @@ Each is a pure function of rows, in `posmat.charts`, so that anyone can draw it 
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib
 import pandas as pd
@@ -17,11 +18,10 @@ from posmat.charts.style import STYLE, Chart, in_words, medians, summaries_kept
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure of the list: its id, the notebook it belongs to, what it reads, how it is drawn.
+    """One figure of the list, drawn for each run and variant of its notebook from its files alone.
 
-    The id stands in file names and papers and never changes. The figure is drawn for each run and
-    variant of its notebook, from files of that run alone: `reads` names them, one for each frame
-    that `draw`, `caption` and `table` are given.
+    The id stands in file names and papers and never changes. `reads` names the files, one for each
+    frame that `draw`, `caption` and `table` are given.
     """
 
     id: str
@@ -45,11 +45,7 @@ class FigureSpec:
 
 
 def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
-    """Draw a figure of the list from its frames: the rows, or what its `reads` names.
-
-    Raises:
-        KeyError: no figure of the list has this id.
-    """
+    """Draw a figure of the list from its frames: the rows, or what its `reads` names."""
     spec = find_figure(figure_id)
     with matplotlib.rc_context(STYLE), summaries_kept():
         shown = spec.shown(*frames)
@@ -60,15 +56,11 @@ def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
 
 
 def find_figure(figure_id: str) -> FigureSpec:
-    """The entry of the list with this id.
-
-    Raises:
-        KeyError: there is none; near ids are suggested.
-    """
-    ids = [spec.id for spec in FIGURES]
-    if figure_id in ids:
-        return FIGURES[ids.index(figure_id)]
-    raise unknown_figure(figure_id, ids)
+    """The entry of the list with this id, or a KeyError that suggests near ones."""
+    by_id = {spec.id: spec for spec in FIGURES}
+    if figure_id in by_id:
+        return by_id[figure_id]
+    raise unknown_figure(figure_id, by_id)
 
 
 def unknown_figure(word: str, known: Iterable[str]) -> KeyError:
@@ -84,7 +76,7 @@ def figure_number(figure_id: str) -> int:
 
 def _times(figure_id: str, notebook: str, title: str, question: str, **more) -> FigureSpec:
     """A figure of times per call, whose caption begins with what was asked."""
-    caption = lines.caption_of_times(question)
+    caption = partial(lines.caption_of_times, question)
     return FigureSpec(figure_id, notebook, title, lines.time_per_method, caption, **more)
 
 
@@ -177,9 +169,7 @@ FIGURES: list[FigureSpec] = [
         reads=("{stem}.errors.csv",),
         kind="Heat maps of product minus true product, one per multiplier; medians with ranges",
         table=lambda errors: medians(
-            errors.melt(["multiplier", "weight"], value_name="error"),
-            ["multiplier"],
-            {"error": "error"},
+            errors.melt(["multiplier", "weight"]), ["multiplier"], {"value": "error"}
         ),
     ),
     FigureSpec(
@@ -231,10 +221,11 @@ FIGURES: list[FigureSpec] = [
         "07_scaling",
         "How the cost grows with M, N and K",
         sizes.scaling,
-        sizes.caption_of_sizes(
+        partial(
+            sizes.caption_of_sizes,
             "Time per call and rate of every method while one of M, N and K is varied; the ring "
             "marks the size that the three have in common. A rate counts the M·N·K "
-            "multiply-accumulates of the product, however many a method does."
+            "multiply-accumulates of the product, however many a method does.",
         ),
         kind="Lines of time and rate against M, N and K; medians with ranges, in GMAC/s",
         table=lambda rows: medians(sizes.rates_of(rows), ["method"], {"gmacs": "GMAC/s"}),
@@ -244,11 +235,12 @@ FIGURES: list[FigureSpec] = [
         "07_scaling",
         "Under the roof of the machine",
         sizes.roofline,
-        sizes.caption_of_sizes(
+        partial(
+            sizes.caption_of_sizes,
             "The rate of every method and size over its arithmetic intensity, below what the same "
             "run measured as peaks, with large GEMMs, and as bandwidths, with copies. Points "
             "above the solid slope had their operands in a cache. A rate counts the 2·M·N·K "
-            "FLOPs of the product, however many a method does."
+            "FLOPs of the product, however many a method does.",
         ),
         kind="Scatter of rate over arithmetic intensity under the machine's roofs; medians with "
         "ranges over all sizes",

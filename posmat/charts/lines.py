@@ -4,8 +4,6 @@ A ratio is the one of `summarize`, paired by round; its whisker is the interval 
 range over several.
 """
 
-from collections.abc import Callable
-
 import pandas as pd
 
 from posmat.charts.style import (
@@ -33,9 +31,8 @@ from posmat.measure.summary import AGAIN, FLOOR, baseline_of, is_control
 def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     """One line per method: every block as a faint dot, the median as a bold one, the quartiles.
 
-    The name stands on the line, the median and its ratio to the baseline at the right. Dots, not
-    bars: a logarithm has no zero for a bar to start from. The dot of a method whose numbers are
-    wrong is hollow.
+    Dots, not bars: a logarithm has no zero for a bar to start from. The dot of a method whose
+    numbers are wrong is hollow.
     """
     table = lines_of_times(rows)
     rows = rows[rows["clock"] == "host"]
@@ -63,32 +60,23 @@ def lines_of_times(rows: pd.DataFrame) -> pd.DataFrame:
     return table[~far.fillna(False)]
 
 
-def caption_of_times(question: str) -> Callable[[pd.DataFrame], str]:
+def caption_of_times(question: str, rows: pd.DataFrame) -> str:
     """A caption for `time_per_method`: what was asked, where measured, what the marks are."""
-
-    def caption(rows: pd.DataFrame) -> str:
-        table = lines_of_times(rows)
-        rows = rows[rows["clock"] == "host"]
-        baseline = baseline_of(rows)
-        ratio = (
-            f"× is the paired ratio to {baseline}"
-            if table.loc[baseline, "state"] == "timed"
-            else f"{baseline} has no time here, so there is no ratio to it"
-        )
-        return (
-            f"{question} Time per call on {measured_on(rows)}. Faint dots are blocks of calls "
-            f"({words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
-            f"{words_of_wrong(table)}"
-        )
-
-    return caption
+    table = lines_of_times(rows)
+    rows = rows[rows["clock"] == "host"]
+    baseline = baseline_of(rows)
+    ratio = f"{baseline} has no time here, so there is no ratio to it"
+    if table.loc[baseline, "state"] == "timed":
+        ratio = f"× is the paired ratio to {baseline}"
+    return (
+        f"{question} Time per call on {measured_on(rows)}. Faint dots are blocks of calls "
+        f"({words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
+        f"{words_of_wrong(table)}"
+    )
 
 
 def speedup(rows: pd.DataFrame, title: str) -> Chart:
-    """One line per method: how many times faster than the baseline, with its interval.
-
-    The last line is the control, the baseline timed a second time: its interval is the noise.
-    """
+    """One line per method: how many times faster than the baseline, and the control's at last."""
     shown, baseline = lines_of_speedup(rows), baseline_of(rows)
     if shown.empty:
         return chart_of_nothing(title, f"{baseline} has no time here: there is no speedup over it.")
@@ -119,9 +107,8 @@ def caption_speedup(rows: pd.DataFrame) -> str:
     if shown.empty:
         return f"No speedup: {baseline} has no time on {where}."
     runs = int(shown["runs"].max())
-    whisker = (
-        "the range of the runs" if runs > 1 else "95 % intervals, of which one run knows no better"
-    )
+    one = "95 % intervals, of which one run knows no better"
+    whisker = "the range of the runs" if runs > 1 else one
     return (
         f"Speedup over {baseline} on {where}: medians of the ratios within a round, with {whisker} "
         f"({words_of_kernels(runs)}).{words_of_control(shown, 'diamond')}{words_of_wrong(shown)}"

@@ -113,10 +113,7 @@ _AGAIN = "one GEMM again"
 
 
 def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
-    """A dot per multiplier: how many GEMMs it takes, and how many times the time of one.
-
-    The square at 1 is the control, the same GEMM timed a second time, whose whisker is the noise.
-    """
+    """A dot per multiplier: its GEMMs and the times of one; the square at 1 is the control."""
     baseline, table = baseline_of(rows), lines_of_costs(rows)
     if not (table["path"] == "gemm").any():
         return chart_of_nothing(title, f"No multiplier has a time over that of {baseline} here.")
@@ -187,10 +184,7 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
 
 
 def output_error(shares: pd.DataFrame, title: str) -> Chart:
-    """A faint dot per output: bias and spread under each multiplier, over its signal.
-
-    The bold mark is the median of the outputs, in a shape for each kind of inputs.
-    """
+    """A faint dot per output: its bias and spread over its signal; boldly the outputs' median."""
     names, inputs = list(shares["multiplier"].unique()), list(shares["inputs"].unique())
     figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)

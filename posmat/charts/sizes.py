@@ -1,7 +1,5 @@
 """Charts over many sizes: how the cost grows, and the machine's roof."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -46,22 +44,13 @@ def _names_at_right(axes: Axes, ends: dict[str, tuple[float, float, str]], least
     for (name, (x, y, colour)), height in zip(ends.items(), apart(heights, least), strict=True):
         leader = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
         axes.annotate(
-            name,
-            (float(x), float(y)),
-            (1.04, height),
-            textcoords="axes fraction",
-            color=as_text(colour),
-            fontsize=7,
-            va="center",
-            arrowprops=leader | {"color": colour},
-        )
+            name, (float(x), float(y)), (1.04, height), textcoords="axes fraction", fontsize=7,
+            va="center", color=as_text(colour), arrowprops=leader | {"color": colour},
+        )  # fmt: skip
 
 
 def scaling(rows: pd.DataFrame, title: str) -> Chart:
-    """Time and rate of every method against M, N and K, on logarithmic axes.
-
-    The names stand at the ends of the lines, at the right; a ring marks the size that all share.
-    """
+    """Time and rate of every method against M, N and K; a ring marks the size that all share."""
     table = rates_of(rows)
     table = table.assign(ms=1e3 * table["seconds"])
     look = _by_method(table) | {"dashes": False, "markersize": 3.6, "markeredgewidth": 0}
@@ -130,12 +119,8 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     return figure
 
 
-def caption_of_sizes(what: str) -> Callable[[pd.DataFrame], str]:
+def caption_of_sizes(what: str, rows: pd.DataFrame) -> str:
     """A caption for charts over many sizes: what they show, and where it was measured."""
-
-    def caption(rows: pd.DataFrame) -> str:
-        kernels = words_of_kernels(rows["run"].nunique())
-        where = measured_on(rows[rows["axis"] == "centre"])
-        return f"{what} Medians over the rounds of {kernels}, on {where}, but for the varied size."
-
-    return caption
+    kernels = words_of_kernels(rows["run"].nunique())
+    where = measured_on(rows[rows["axis"] == "centre"])
+    return f"{what} Medians over the rounds of {kernels}, on {where}, but for the varied size."

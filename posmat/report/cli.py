@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,10 @@ import click
 from tqdm import tqdm
 
 from posmat.measure.files import ALL_DEVICES, LOCAL, QUICK, RecordError, project_root
-from posmat.measure.run import read_parameters
 from posmat.report import UsageError
 from posmat.report.verbs import check, cite, draw, redraw
 
-DONE, FAILED, WRONG_USE = 0, 1, 2
+FAILED, WRONG_USE = 1, 2
 _DEVICES = click.Choice(["cpu", "cuda", "all"])
 _COUNT = click.IntRange(1)
 _SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
@@ -64,7 +64,7 @@ def verbs(context: click.Context) -> None:
 
 @verbs.result_callback()
 def end(code: int) -> int:
-    """Flush while click is there to hear that whoever read the output has gone, `head` for one."""
+    """Flush while click hears that whoever read the output has gone, `head` for one."""
     sys.stdout.flush()
     return code
 
@@ -126,16 +126,24 @@ def report(**words) -> int:
     from posmat.report import jobs  # papermill takes half a second to load
 
     root = _root()
-    _check_machine(asked)
+    _check_name(asked.machine)
+    if (asked.machine != LOCAL) + asked.quick + bool(asked.scheduler) > 1:
+        raise UsageError(
+            "--machine, --quick and --scheduler exclude each other: each says whose the folders of "
+            "the results are. Workers are named with 'posmat worker ADDRESS --machine NAME'."
+        )
+    if asked.every_machine and not asked.scheduler:
+        raise UsageError("--every-machine needs --scheduler ADDRESS: which machines, otherwise?")
     notebooks = jobs.find_notebooks(root / "notebooks", asked.notebooks)
     if asked.show_parameters:
-        print("\n\n".join(_table_of(notebook) for notebook in notebooks))
-        return DONE
+        tables = [_table_of(one.stem, jobs.declared_by(one).values()) for one in notebooks]
+        print(*tables, sep="\n\n")
+        return 0
 
     def plan(devices: list[str]) -> list[jobs.Job]:
         machine = QUICK if asked.quick else asked.machine
-        given = asked.parameters, asked.runs, asked.cell_timeout
-        return jobs.plan(notebooks, devices, machine, *given)
+        words = asked.parameters, asked.runs, asked.cell_timeout
+        return jobs.plan(notebooks, devices, machine, *words)
 
     with Progress(asked.quiet) as progress:
         if asked.scheduler:
@@ -146,17 +154,6 @@ def report(**words) -> int:
     return _conclude(outcomes, root, asked.quiet)
 
 
-def _check_machine(asked: SimpleNamespace) -> None:
-    _check_name(asked.machine)
-    if (asked.machine != LOCAL) + asked.quick + bool(asked.scheduler) > 1:
-        raise UsageError(
-            "--machine, --quick and --scheduler exclude each other: each says whose the folders of "
-            "the results are. Workers are named with 'posmat worker ADDRESS --machine NAME'."
-        )
-    if asked.every_machine and not asked.scheduler:
-        raise UsageError("--every-machine needs --scheduler ADDRESS: which machines, otherwise?")
-
-
 def _check_name(machine: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", machine):
         raise UsageError(
@@ -165,9 +162,7 @@ def _check_name(machine: str) -> None:
     # reports/figures is every machine's, and git ignores figures of names that end as its own do.
     kept = (QUICK, "published", "any", ALL_DEVICES, "figures")
     if machine in kept or machine.endswith((f"-{LOCAL}", f"-{QUICK}")):
-        raise UsageError(
-            f"--machine {machine} is a name that posmat keeps for itself: give another."
-        )
+        raise UsageError(f"--machine {machine} is a name that posmat keeps for itself.")
 
 
 def _root() -> Path:
@@ -179,15 +174,13 @@ def _root() -> Path:
     return root
 
 
-def _table_of(notebook: Path) -> str:
+def _table_of(notebook: str, parameters: Iterable) -> str:
     """The parameters of a notebook as a table to read."""
     lines = [("name", "type", "default", "meaning")]
-    for parameter in read_parameters(notebook).values():
-        default = repr(parameter.default)
-        lines.append((parameter.name, parameter.type, default, parameter.meaning))
-    widths = [max(len(line[i]) for line in lines) for i in range(3)]
-    rows = ["  ".join([*map(str.ljust, line, widths), line[3]]).rstrip() for line in lines]
-    return "\n".join([notebook.stem, *(f"  {row}" for row in rows)])
+    lines += [(one.name, one.type, repr(one.default), one.meaning) for one in parameters]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n  ".join([notebook, *rows])
 
 
 def _run_all(planned: list, force: bool, progress: Progress, stopped: bool = False) -> list:
@@ -252,7 +245,7 @@ def _conclude(outcomes: list, root: Path, quiet: bool) -> int:
     failed = [str(outcome.path) for outcome in outcomes if outcome.state == "failed"]
     place = os.path.commonpath(failed or [str(outcome.path) for outcome in outcomes])
     print(", ".join(f"{counts[state]} {state}" for state in states) + f". Look at {place}")
-    return FAILED if failed or stopped or problems else DONE
+    return FAILED if failed or stopped or problems else 0
 
 
 def _print_table(outcomes: list) -> None:
@@ -260,11 +253,10 @@ def _print_table(outcomes: list) -> None:
     print(f"{'notebook':<{width}}{'machine':<14}{'device':<8}{'seconds':>8}  state")
     for outcome in outcomes:
         job, state = outcome.job, outcome.state.replace("skipped", "skipped (up to date)")
-        print(
+        line = (
             f"{job.stem:<{width}}{job.machine:<14}{job.device:<8}{outcome.seconds:>8.1f}  {state}"
         )
-        for warning in outcome.warnings:
-            print(f"  {warning}")
+        print(line, *outcome.warnings, sep="\n  ")
     looked_at = [outcome.path for outcome in outcomes if outcome.state in ("done", "failed")]
     print("", *(f"  {path}" for path in looked_at), sep="\n")
 
@@ -282,9 +274,8 @@ def worker(address: str, machine: str, device: str) -> int:
     from posmat.report.jobs import devices_here
 
     _check_name(machine)
-    devices = devices_here(device, Progress().say)
-    asyncio.run(cluster.offer(address, machine, devices))
-    return DONE
+    asyncio.run(cluster.offer(address, machine, devices_here(device, Progress().say)))
+    return 0
 
 
 if __name__ == "__main__":

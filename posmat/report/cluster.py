@@ -125,9 +125,7 @@ def workers_of(client: Client) -> dict[str, tuple[str, str]]:
 def await_machines(client: Client, device: str, say: Say) -> dict[tuple[str, str], dict]:
     """Who runs each device of each machine, by the two names; a first worker is waited for.
 
-    Raises:
-        UsageError: nobody offers the device, or a worker's posmat or PyTorch is another than here.
-        RecordError: the scheduler ends meanwhile.
+    UsageError where nobody offers the device, or a worker has another posmat or PyTorch than here.
     """
     try:
         if not workers_of(client):
@@ -155,10 +153,7 @@ def await_machines(client: Client, device: str, say: Say) -> dict[tuple[str, str
 
 
 def place(jobs: list[Job], machines: dict, every: bool, force: bool) -> list[Job | Outcome]:
-    """The jobs that are to run, and an outcome "skipped" for those that are up to date.
-
-    A machine's folder that is another host's is refused with RecordError.
-    """
+    """The jobs that are to run, and an outcome "skipped" for those that are up to date."""
     placed: list[Job | Outcome] = []
     for job in jobs:
         ones = []

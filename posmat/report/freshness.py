@@ -40,9 +40,7 @@ def job_key(job, host: str = "", torch: str = "") -> dict:
     For another host, `host` is its identity and `torch` the version of PyTorch there.
     """
     key = sources_key(job.notebook) | {
-        "parameters": {
-            name: job.parameters[name] for name in sorted({*job.parameters} - {"device"})
-        },
+        "parameters": {n: job.parameters[n] for n in sorted({*job.parameters} - {"device"})},
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),
@@ -55,8 +53,7 @@ def job_key(job, host: str = "", torch: str = "") -> dict:
 def sources_key(notebook: Path) -> dict:
     """The parts of a key that sources make: the notebook's code, and each room that it reaches.
 
-    A room is reached by a public name, with the rooms that it needs itself. A notebook that reads
-    rows reaches what shows them.
+    A public name reaches a room, with the rooms that it needs; to read rows, what shows them.
     """
     read = nbformat.read(notebook, as_version=4)
     cells = [cell.source for cell in read.cells if cell.cell_type == "code"]
@@ -70,8 +67,8 @@ def sources_key(notebook: Path) -> dict:
             reached += [needed for needed in ROOMS[room] if needed not in reached]
         rooms = {}
         for room in sorted(reached):
-            names = sorted(f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py"))
-            rooms[room] = hash_of_modules(name for name in names if name not in _NO_CLOCK)
+            names = {f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py")}
+            rooms[room] = hash_of_modules(sorted(names.difference(_NO_CLOCK)))
     return {"notebook": _hash(map(code_of, cells)), "rooms": rooms}
 
 
@@ -102,8 +99,8 @@ def why_stale(job, key: dict) -> str:
         return "no rows yet"
     if why := why_changed(facts.get("key") or {}, key):
         return why
-    if facts.get("runs", 1) < job.runs:
-        return f"{facts.get('runs', 1)} of {job.runs} runs"
+    if (runs := facts.get("runs", 1)) < job.runs:
+        return f"{runs} of {job.runs} runs"
     rows = job.data / f"{job.stem}.csv"
     for path in (rows, job.reports / f"{job.stem}.ipynb"):
         if not path.is_file():
@@ -126,8 +123,8 @@ def provenance(job) -> dict:
 def code_of(source: str) -> str:
     """A source without comments, docstrings and its own layout; as it is where it is no Python.
 
-    The same for every version of Python: they write a tree as text in different ways, and a newer
-    one gives its nodes more fields, which are empty in what is written for an older one.
+    The same for every version of Python, which write a tree as text in different ways; the fields
+    that a newer one adds are empty in what is written for an older one.
     """
     try:
         tree = ast.parse(source)

@@ -6,7 +6,6 @@ untouched by a failure. `run_job` does both here, one timing job at a time per d
 cluster does the first.
 """
 
-import difflib
 import getpass
 import itertools
 import json
@@ -41,7 +40,7 @@ from posmat.measure.files import (
     variant,
 )
 from posmat.measure.run import PARAMETER_TYPES, Parameter, read_parameters
-from posmat.report import UsageError
+from posmat.report import UsageError, near
 from posmat.report.freshness import job_key, provenance, why_stale
 from posmat.report.kernel import NotebookFailure, Tell, run_notebook
 
@@ -82,13 +81,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its state, after how long, and the file to look at.
-
-    The state is "done", "failed", "skipped" (it was up to date) or "not started".
-    """
+    """What became of a job: its state, after how long, and the file to look at."""
 
     job: Job
-    state: str
+    state: str  # "done", "failed", "skipped" (it was up to date) or "not started"
     seconds: float
     path: Path
     message: str = ""
@@ -100,8 +96,7 @@ def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
     """The notebooks that were asked for, by number (05, 5), name or path; all of them for none.
 
     Raises:
-        UsageError: there is no such notebook; near names are suggested. Or a path leads to another
-            file than the project's notebook of that name.
+        UsageError: there is no such notebook, or a path leads to a file that is not the project's.
     """
     there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     found = []
@@ -115,18 +110,20 @@ def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
             )
         name = name.removesuffix(".ipynb")
         matches = [
-            stem
-            for stem in there
-            if name in (stem, stem.partition("_")[2]) or stem[:2] == name.zfill(2)
+            one for one in there if name in (one, one[3:]) or one.startswith(f"{name.zfill(2)}_")
         ]
         if not matches:
-            near = difflib.get_close_matches(name, there, n=2, cutoff=0.3)
-            hint = (
-                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}."
-            )
-            raise UsageError(f"there is no notebook {word!r}: {hint}")
+            raise UsageError(f"there is no notebook {word!r}: {near(name, there)}")
         found += [there[stem] for stem in matches if there[stem] not in found]
     return found or list(there.values())
+
+
+def declared_by(notebook: Path) -> dict[str, Parameter]:
+    """The parameters of a notebook by name; one that cannot be read is a wrong use."""
+    try:
+        return read_parameters(notebook)
+    except RecordError as error:
+        raise UsageError(*error.args) from None
 
 
 def plan(
@@ -143,13 +140,12 @@ def plan(
     parameter that is given with several values, `name=a,b` or more than once, makes a job for each.
 
     Raises:
-        UsageError: a parameter is not declared, its value not of the declared type, or it is one
-            that the driver sets.
-        RecordError: a notebook cannot be read, or a parameter is no typed literal.
+        UsageError: a notebook cannot be read, or has no such parameter, or the value is not of its
+            type, or the driver sets it.
     """
     jobs = []
     for notebook in notebooks:
-        declared = read_parameters(notebook)
+        declared = declared_by(notebook)
         defaults = {name: parameter.default for name, parameter in declared.items()}
         own = nbformat.read(notebook, as_version=4).metadata.get("posmat", {})
         quick = own.get("quick", {}) if machine == QUICK else {}
@@ -166,10 +162,8 @@ def plan(
             # A text whose default holds a comma has its commas to itself.
             whole = "," in str(defaults.get(name))
             grid.setdefault(name, []).extend([text] if whole else text.split(","))
-        chosen_ones = [
-            dict(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())
-        ]
-        for special, chosen in itertools.product(own.get("jobs", [{}]), chosen_ones):
+        choices = [dict(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())]
+        for special, chosen in itertools.product(own.get("jobs", [{}]), choices):
             parameters = {
                 name: _convert(name, str(value), declared, notebook.stem)
                 for name, value in (quick | special | chosen).items()
@@ -188,11 +182,11 @@ def plan(
 
 
 def _convert(name: str, text: str, declared: dict[str, Parameter], notebook: str) -> object:
-    """What `-p name=text` means for a notebook, or UsageError."""
+    """What `-p name=text` means for a notebook."""
     if name not in declared:
-        near = difflib.get_close_matches(name, declared, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(declared) or 'none'}."
-        raise UsageError(f"{notebook} has no parameter {name!r}: {hint}")
+        raise UsageError(
+            f"{notebook} has no parameter {name!r}: {near(name, declared or ['none'])}"
+        )
     kind = declared[name].type
     try:
         return click.types.convert_type(PARAMETER_TYPES[kind]).convert(text, None, None)
@@ -206,11 +200,10 @@ def _convert(name: str, text: str, declared: dict[str, Parameter], notebook: str
 def devices_here(asked: str, say: Say) -> list[str]:
     """The devices to run on: 'all' is the CPU, and CUDA where PyTorch can use a device.
 
-    PyTorch is asked in a process of its own, and only where there seems to be a device; where it
-    cannot use that, it is said.
+    PyTorch is asked in a process of its own, and only where there seems to be a device.
 
     Raises:
-        UsageError: CUDA was asked for by name, and PyTorch cannot use it; it says what it sees.
+        UsageError: CUDA was asked for by name, and PyTorch cannot use it.
     """
     seems_there = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if asked == "cpu" or (asked == "all" and not seems_there):
@@ -235,8 +228,7 @@ def run_job(
 ) -> Outcome:
     """Run a job here and keep what it left; without `force`, only when it is not up to date.
 
-    `say` is called with a line when the job begins, which begins with `label`, and when it waits
-    for another run; `tell` when a cell begins.
+    `say` is told when it begins, after `label`, and when it waits; `tell` when a cell begins.
     """
     began = time.monotonic()
     try:
@@ -257,8 +249,8 @@ def run_job(
                 outcome = keep_results(outcome, scratch / "results")
     except (RecordError, OSError) as error:
         path = job.reports if job.reports.is_dir() else job.root
-        message = f"{job.title} failed before its first cell: {error}"
-        outcome = Outcome(job, "failed", 0.0, path, message)
+        why = f"{job.title} failed before its first cell: {error}"
+        outcome = Outcome(job, "failed", 0.0, path, why)
     return replace(outcome, seconds=time.monotonic() - began)
 
 
@@ -298,19 +290,17 @@ def alone(job: Job, say: Say = lambda *_, **__: None):
 def busy_warning() -> str:
     """A sentence when others use the processor now, before the kernel is started; '' if not."""
     busy = psutil.cpu_percent(interval=0.5) / 100 * psutil.cpu_count()
-    if busy < BUSY_CORES:
-        return ""
-    return (
+    said = (
         f"{busy:.1f} of {psutil.cpu_count()} cores were busy with other work when this run began: "
         "trust its ratios before its times."
     )
+    return said if busy >= BUSY_CORES else ""
 
 
 def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: None) -> Outcome:
-    """Run a job's kernels and leave its files in a folder, which is made.
+    """Run a job's kernels and leave its files in a folder, with the key in the provenance.
 
-    After a failure it holds the truthful `<stem>.failed.ipynb` alone. The key is kept in the
-    provenance; `tell` is called when a cell begins.
+    After a failure the folder holds the truthful `<stem>.failed.ipynb` alone.
     """
     from posmat.report.gallery import write_page
 
@@ -319,14 +309,13 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
     executed, failed = (folder / f"{job.stem}{end}" for end in (".ipynb", ".failed.ipynb"))
     busy = "" if job.device == ALL_DEVICES else busy_warning()
     outcome = Outcome(job, "done", 0.0, executed, warnings=(busy,) if busy else ())
-    order = {"machine": job.machine, "stem": job.stem}
-    order |= {"output_dir": str(folder), "root": str(job.root)}
+    order = {"machine": job.machine, "stem": job.stem, "root": str(job.root)}
+    order["output_dir"] = str(folder)
     notebook, why = None, ""
     try:
         for run in range(job.runs):
-            order["run"] = run
-            words = job.notebook, job.parameters, order, folder.parent, job.cell_timeout, tell
-            notebook = run_notebook(*words)
+            words = job.parameters, order | {"run": run}, folder.parent, job.cell_timeout, tell
+            notebook = run_notebook(job.notebook, *words)
         nbformat.write(notebook, executed)
         _add_to_provenance(executed.with_suffix(".json"), key, outcome.warnings)
         write_page(executed)
@@ -352,7 +341,6 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
 
 
 def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
-    """Put what the driver knows beside what the notebook said of its run."""
     if not path.exists() or not path.with_suffix(".csv").exists():
         raise RecordError("it kept no rows; a notebook keeps them with run.save(...)")
     facts = json.loads(path.read_text(encoding="utf-8"))
@@ -361,10 +349,7 @@ def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
 
 
 def keep_results(outcome: Outcome, folder: Path) -> Outcome:
-    """Move what a job left in a folder into its places: all of it, at one stroke each.
-
-    A failed job's notebook goes beside the last good report, which stays.
-    """
+    """Move what a job left in a folder into its places; a failed one's beside the last good one."""
     job = outcome.job
     failed = job.reports / f"{job.stem}.failed.ipynb"
     try:

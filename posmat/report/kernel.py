@@ -57,13 +57,8 @@ def run_notebook(
 ) -> NotebookNode:
     """Run a notebook in a fresh kernel and return it executed.
 
-    Args:
-        source: the notebook.
-        parameters: those that differ from the defaults.
-        order: what the kernel is told in POSMAT_JOB.
-        folder: the kernel's working directory.
-        cell_timeout: the seconds that a cell may take.
-        tell: is called when a cell begins.
+    `parameters` are those that differ from the defaults, `order` is what the kernel is told in
+    POSMAT_JOB, `folder` its working directory, `cell_timeout` in seconds.
 
     Raises:
         NotebookFailure: it did not run to its end, for whatever reason.
@@ -88,9 +83,7 @@ def run_notebook(
             on_cell_executed=watch.cell_ended,
         )
         error = None
-    except Exception as found:  # whatever it is, the user is told, and the next notebook runs
-        error = found
-    except KeyboardInterrupt as found:
+    except (Exception, KeyboardInterrupt) as found:  # the user is told, the next notebook runs
         error = found
     watch.end_children()
     if watch.cell is None and error is None:
@@ -130,10 +123,7 @@ class _Watch:
         return f"after cell {self.number}" if self.number else "before its first cell"
 
     def end_children(self) -> None:
-        """End what cells started and a killed kernel left: the next notebook is timed alone.
-
-        A kernel leads a process group of its own, which its children belong to.
-        """
+        """End what cells started and a killed kernel left: it leads a process group of its own."""
         if self.group and hasattr(os, "killpg") and self.group != os.getpgrp():
             with suppress(OSError):  # nobody is left, as it should be
                 os.killpg(self.group, signal.SIGKILL)

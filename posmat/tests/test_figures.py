@@ -35,9 +35,6 @@ def test_ids_are_unique_and_without_numbers():
     assert all(re.fullmatch(r"[a-z]+(-[a-z0-9]+)*", name) for name in ids)
     assert figure_number("matvec-vs-elementwise") == 1  # the list is only appended to
     assert figure_number("positive-matrix-product") == 2
-
-
-def test_an_unknown_id_is_refused_with_a_near_one():
     with pytest.raises(KeyError, match="positive-matrix-product"):
         find_figure("positive-matrix")
 
@@ -89,21 +86,17 @@ def test_charts_of_ratios_show_what_was_measured_and_the_noise(rows):
 
 
 def test_a_method_whose_numbers_are_wrong_is_marked_so(rows):
-    whole = rows.assign(part="formulations", error_bound=pd.NA)
-    inexact, far, nan = whole.copy(), whole.copy(), whole.copy()
-    by_hand = rows["method"] == "by hand"
-    inexact.loc[by_hand, "exact"] = False
-    far.loc[by_hand, ["exact", "max_error", "error_bound"]] = [pd.NA, 550.0, 6.75]
-    nan.loc[by_hand, ["exact", "max_error", "error_bound"]] = [pd.NA, pd.NA, 6.75]
-    for wrong in (inexact, far, nan):
+    found = rows.assign(part="formulations", error_bound=pd.NA)
+    place = rows["method"] == "by hand", ["exact", "max_error", "error_bound"]
+    for wrong in ([False, pd.NA, pd.NA], [pd.NA, 550.0, 6.75], [pd.NA, pd.NA, 6.75]):
+        found.loc[place] = wrong
         for figure_id in ("linear-vs-manual", "gemm-speedup"):
-            figure = draw_figure(figure_id, wrong)
+            figure = draw_figure(figure_id, found)
             assert "by hand (wrong)" in texts_of(figure.axes[0])
             assert hollow(figure.axes[0]) == 1
             assert "wrong" in figure.caption and "by hand (wrong)" in figure.alt
-    right = whole.copy()
-    right.loc[by_hand, ["exact", "max_error", "error_bound"]] = [pd.NA, 1e-4, 6.75]
-    figure = draw_figure("linear-vs-manual", right)
+    found.loc[place] = [pd.NA, 1e-4, 6.75]
+    figure = draw_figure("linear-vs-manual", found)
     assert not hollow(figure.axes[0]) and "wrong" not in figure.caption + figure.alt
 
 
