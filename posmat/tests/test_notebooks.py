@@ -39,7 +39,7 @@ def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
     text = (reports / f"{job.stem}.ipynb").read_text()
     assert str(root) not in text and str(ROOT) not in text
     page = (reports / f"{job.stem}.html").read_text()
-    assert "<script" not in page and 'src="http' not in page and "<link" not in page
+    assert "<script" not in page and 'src="http' not in page and '<link rel="stylesheet' not in page
     assert 'src="data:image/png' in page and 'alt="No description' not in page
     assert (reports / f"{job.stem}.table.csv").exists()
     assert run_job(job, force=False).state == "skipped"
