@@ -127,3 +127,13 @@ def test_every_public_name_is_there_and_an_unknown_one_is_refused():
         assert getattr(posmat, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = posmat.no_such_name
+
+
+def test_the_readme_tells_the_size_of_helper_and_driver():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = re.search(r"helper has about ([\d,]+) lines, and the driver .* about ([\d,]+)\.", text)
+    package = [path for path in (ROOT / "posmat").rglob("*.py") if "tests" not in path.parts]
+    for number, is_driver in zip(told.groups(), (False, True), strict=True):
+        own = [path for path in package if ("report" in path.parts) == is_driver]
+        lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in own)
+        assert abs(int(number.replace(",", "")) - lines) <= 100
