@@ -81,7 +81,7 @@ def _times(figure_id: str, notebook: str, title: str, question: str, **more) -> 
 
 
 def _formulations(rows: pd.DataFrame) -> pd.DataFrame:
-    """Without the seed's whole form, which is another part."""
+    """Without the seed's whole form, which was another part in rows of before."""
     return rows[rows["part"] == "formulations"] if "part" in rows else rows
 
 

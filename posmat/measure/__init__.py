@@ -1,1 +1,4 @@
-"""Callables -> rows -> tables -> files."""
+"""Callables -> rows -> tables -> files. From the first to the last file, `timing` being the idea:
+
+summary, timing, memory, roofline, sizes, files, run, seed.
+"""
