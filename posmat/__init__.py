@@ -27,7 +27,8 @@ _PUBLIC = {
     "multipliers.fibonacci": "fibonacci_codes is_fibonacci nearest_fibonacci quantize_fibonacci "
     "quantize_magnitudes",
     "multipliers.factors": "factorize",
-    "multipliers.table": "Multiplier multiplier_names find_multiplier",
+    "multipliers.table": "Multiplier",
+    "multipliers.shipped": "multiplier_names find_multiplier",
     "multipliers.product": "inexact_product prepare_inexact error_product output_error",
     "multipliers.lookup": "compiled_lookup_product compiler_command",
     "network.digits": "load_digit_images train_network quantize_network accuracy mean_difference",

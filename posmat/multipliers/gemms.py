@@ -7,6 +7,7 @@ import numpy as np
 from posmat.multipliers.factors import DIGIT_BASE, Factorization, digits
 
 CODES = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)  # the int8 of each byte
+SIGNS = np.where(CODES < 0, -1, 1)  # that of 0 is plus, as a sign bit has it
 
 
 class BitTerm(NamedTuple):
@@ -87,7 +88,8 @@ def gemm_of_factors(found: Factorization, convention: str, linear: bool) -> Gemm
 
     def by_byte(factor: np.ndarray) -> list[np.ndarray]:
         if convention == "signed":
-            return [digit[CODES + 128] for digit in digits(factor)]
+            wide = np.pad(factor, 128 - len(factor) // 2)
+            return [digit[CODES + 128] for digit in digits(wide)]
         wide = np.pad(factor, (0, 129 - len(factor)))
         return [_signed_int8(digit.astype(np.int64)) for digit in digits(wide)]
 
@@ -104,7 +106,7 @@ def gemm_of_factors(found: Factorization, convention: str, linear: bool) -> Gemm
 
 def _signed_int8(by_magnitude: np.ndarray) -> np.ndarray:
     """A function of 129 magnitudes as one of 256 int8 bytes, with the operand's sign."""
-    signed = np.sign(CODES) * by_magnitude[np.abs(CODES)]
+    signed = SIGNS * by_magnitude[np.abs(CODES)]
     if signed.min() < -128 or signed.max() > 127:
         raise AssertionError("a factor beyond int8 was not split")
     return signed.astype(np.int8)

@@ -4,9 +4,6 @@ The loop in C is compiled by the system's compiler when it is first asked for.
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -16,7 +13,9 @@ import torch
 from torch import Tensor
 
 from posmat.layer.problem import NotAvailable, check_operands
-from posmat.multipliers.table import Multiplier, find_multiplier
+from posmat.multipliers.cmodel import c_compiler, run_compiler
+from posmat.multipliers.shipped import find_multiplier
+from posmat.multipliers.table import Multiplier
 
 FLAGS = ("-O3", "-march=native", "-std=c99", "-shared", "-fPIC")
 
@@ -71,17 +70,7 @@ def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) 
 
 def compiler_command() -> str:
     """The compiler and the flags of the compiled loop; NotAvailable where there is none."""
-    return " ".join([_compiler(), *FLAGS])
-
-
-def _compiler() -> str:
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return name
-    raise NotAvailable(
-        "the compiled look-up loop needs a C compiler, and none of cc, gcc and clang is found: "
-        "install one, or set CC."
-    )
+    return " ".join([c_compiler(), *FLAGS])
 
 
 @cache
@@ -92,20 +81,15 @@ def _table(multiplier: Multiplier) -> np.ndarray:
 @cache
 def _loop(small: bool):
     """The compiled function; with int32 sums of 16,384 products where the table is small enough."""
-    compiler = _compiler()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         source, library = Path(folder, "lookup.c"), Path(folder, "lookup.so")
         source.write_text(SOURCE, encoding="utf-8")
         sums = f"-DSUM_TYPE={'int32_t' if small else 'int64_t'}"
-        command = [compiler, *FLAGS, sums, str(source), "-o", str(library)]
-        told = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
         try:
-            done = subprocess.run(command, check=False, timeout=120, **told)
-            if done.returncode:
-                raise OSError(done.stderr.strip().splitlines()[0] if done.stderr else "no reason")
+            run_compiler(*FLAGS, sums, source, "-o", library)
             function = ctypes.CDLL(str(library)).lookup_product
-        except (OSError, subprocess.SubprocessError) as problem:
-            raise NotAvailable(f"{compiler} could not compile the loop: {problem}") from problem
+        except OSError as problem:
+            raise NotAvailable(f"the look-up loop does not compile: {problem}") from problem
     function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3
     function.restype = None
     return function

@@ -28,7 +28,8 @@ from posmat.layer.gemm import PreparedWeight, check_for
 from posmat.layer.products import INT32_MAX_IN_FEATURES
 from posmat.layer.proof import INT8
 from posmat.multipliers.gemms import BitTerm
-from posmat.multipliers.table import Multiplier, find_multiplier
+from posmat.multipliers.shipped import find_multiplier
+from posmat.multipliers.table import Multiplier
 
 PATHS = ("auto", "exact", "gemm", "lookup")
 
@@ -161,12 +162,18 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
 
 
 def _check_admitted(t: Tensor, multiplier: Multiplier, what: str) -> None:
-    axis, name, lines = {"weight": (0, "w", "rows"), "input": (1, "x", "columns")}[what]
-    if not multiplier.admits[axis] and t.numel() and int(t.min()) == -128:
-        i, j = (t == -128).nonzero()[0].tolist()
+    axis, name = {"weight": (0, "w"), "input": (1, "x")}[what]
+    low, high = multiplier.admitted[axis]
+    # A look at what cannot be outside would cost a pass over it.
+    below, above = (
+        low > -128 and t.numel() and t.min() < low,
+        high < 127 and t.numel() and t.max() > high,
+    )
+    if below or above:
+        i, j = ((t < low) | (t > high)).nonzero()[0].tolist()
         raise ValueError(
-            f"{name}[{i}, {j}] is -128, and the table of {multiplier.name!r} ends at magnitude "
-            f"127: it admits no such {what}. Clamp to -127, or give a table with 129 {lines}."
+            f"{name}[{i}, {j}] is {int(t[i, j])}, and the table of {multiplier.name!r} admits no "
+            f"such {what}, only {low}..{high}: clamp to these, or give a larger table."
         )
 
 

@@ -3,65 +3,62 @@
 A hardware multiplier of two 8-bit numbers is a table of 65,536 products. Small ones are cheap
 because some products are wrong; whatever their circuit, all that a matrix product feels of them is
 the table, always `table[weight, input]`, and its error, table minus the true product.
-
-Six are known by name. Their first operand, the weight, chooses with its bits b_i the rows
-pp_i = b_i · (input << i) that are summed:
-
-    exact        the plain sum
-    or_pairs     neighbouring rows OR-ed: (pp0 | pp1) + (pp2 | pp3) + (pp4 | pp5) + (pp6 | pp7)
-    xor_pairs    neighbouring rows XOR-ed
-    or_fours     four rows OR-ed: (pp0 | .. | pp3) + (pp4 | .. | pp7)
-    kulkarni     built of 2 x 2 bit blocks that say 3 · 3 = 7
-    truncated    both operands without their two lowest bits
 """
 
 import difflib
+import math
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from itertools import combinations, product
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from posmat.multipliers.cmodel import tabulate
 from posmat.multipliers.factors import Factorization, factorize, modular_rank
+from posmat.multipliers.formats import SIDES, read_table
 from posmat.multipliers.gemms import (
     CODES,
-    BitTerm,
+    SIGNS,
     ClosedForm,
     Gemm,
     gemm_of_closed_form,
     gemm_of_factors,
 )
 
-CONVENTIONS = ("sign-magnitude", "unsigned", "signed")
+CONVENTIONS = ("sign-magnitude", "unsigned", "signed", "two's complement")
+ORDERS = ("weight, input", "input, weight")
 MANY_TERMS = 4  # more functions of bits than that are looked up together in less time
 
 
 class ErrorStatistics(NamedTuple):
-    """What a multiplier's error is over a set of operand pairs, each pair counted once."""
+    """A multiplier's error, table minus true product, over pairs of operands."""
 
     pairs: int
-    probability: float  # the share of pairs with a wrong product
-    mean: float  # of the error's absolute value
-    max: int  # of the same
-    bias: float  # the mean of the error itself
-    mean_relative: float  # the mean of |error / true product| where the true product is not 0
+    ER: float  # error rate, also EP: the share of pairs with a wrong product
+    MAE: float  # mean absolute error, also MED
+    NMED: float  # MAE / the table's largest true product: of n bits unsigned (2**n - 1)**2
+    MRED: float  # mean of |error / true product| over the pairs whose true product is not 0
+    WCE: int  # worst case, the largest absolute error
+    bias: float  # mean of the error, also ME
+    variance: float  # of the error
 
 
 @dataclass(frozen=True, eq=False)
 class Multiplier:
     """A multiplier of a weight and an input, known by its table.
 
-    Use `Multiplier.from_function`, `Multiplier.from_table`, or a name (`find_multiplier`). Its
-    convention says how operands index the table:
+    Made by `from_function`, `from_table` or `from_c`; `find_multiplier` knows some by name. The
+    convention says how operands of n bits, 4 to 8, index the table:
 
-    'sign-magnitude': magnitudes from 0 on; the product has the sign of the operands' product. 128
-        rows hold weights -127..127, 129 and more hold -128 too; so do columns the inputs.
-    'unsigned': 256 x 256, a circuit for 0..255, used on magnitudes with the sign restored.
-    'signed': 256 x 256 over -128..127 in this order, taken as it is.
+    'sign-magnitude': magnitudes from 0 on; the product has the sign of the operands' product, and
+        the sign of 0 is plus. 128 rows hold weights -127..127, 129 and more hold -128 too; so do
+        columns the inputs.
+    'unsigned': 2**n x 2**n, a circuit for 0..2**n - 1, used on magnitudes with the sign restored.
+    'signed': 2**n x 2**n over -2**(n - 1)..2**(n - 1) - 1 in this order, taken as it is.
     """
 
     name: str
@@ -72,40 +69,53 @@ class Multiplier:
     @classmethod
     def from_function(
         cls,
-        f: Callable[[np.ndarray, np.ndarray], Any],
+        f: Callable[[Any, Any], Any],
         name: str | None = None,
         convention: str = "sign-magnitude",
+        check: bool = True,
     ) -> "Multiplier":
-        """The multiplier that a function defines, called once: f(weight, input).
+        """The multiplier that a function defines: f(weight, input).
 
-        Both arguments are int64 arrays of one shape, with every pair of operands in them:
-        magnitudes 0..128 by default, 0..255 if 'unsigned', -128..127 if 'signed'. f returns whole
-        numbers in the same shape. What is not callable is a TypeError; see also `from_table`.
+        f is called with two int64 arrays of one shape that hold every pair of operands: magnitudes
+        0..128 by default, 0..255 if 'unsigned', -128..127 if 'signed'. Where it does not return a
+        product for each, it is called with two ints, pair by pair. What is not callable is a
+        TypeError; see also `from_table`.
         """
         if not callable(f):
             raise TypeError(f"{f!r} is not callable: give a function f(weight, input).")
-        _require_known("convention", convention, CONVENTIONS)
+        require_known("convention", convention, CONVENTIONS[:3])
         size = 129 if convention == "sign-magnitude" else 256
         operands = np.arange(size, dtype=np.int64) - (128 if convention == "signed" else 0)
         weight, data = np.meshgrid(operands, operands, indexing="ij")
-        table = f(weight, data)
+        try:
+            table = f(weight.copy(), data.copy())
+        except (TypeError, ValueError):  # as int() and if refuse an array
+            table = None
         if np.shape(table) != weight.shape:
-            raise ValueError(
-                f"f gave shape {np.shape(table)} for operands of shape {weight.shape}: it is "
-                "called with arrays, and must return one product for each pair."
-            )
-        return cls.from_table(table, name or getattr(f, "__name__", "function"), convention)
+            table = np.vectorize(f, otypes=[object])(weight, data).tolist()
+        name = name or getattr(f, "__name__", "function")
+        return cls.from_table(table, name, convention, ORDERS[0], check)
 
     @classmethod
     def from_table(
-        cls, table: Any, name: str | None = None, convention: str | None = None
+        cls,
+        table: Any,
+        name: str | None = None,
+        convention: str | None = None,
+        operands: str | None = None,
+        check: bool = True,
     ) -> "Multiplier":
-        """The multiplier of a table[weight, input].
+        """The multiplier of a table, which is an array or in a file.
 
         Args:
-            table: a matrix of whole numbers, or the path of an .npy or .csv file with one.
+            table: a matrix of whole numbers, or the path of a file with one: .npy, .csv, .txt,
+                .bin or .h (see `posmat.multipliers.formats`).
             name: what to call it; by default the file's name without its ending.
-            convention: it must be said, because the shape does not say it.
+            convention: it must be said, because the shape does not say it. There is one more than
+                the class keeps, "two's complement": signed, by bytes, 0..127 and then -128..-1.
+            operands: 'weight, input' or 'input, weight', what rows and columns are; it must be
+                said of a table that is not symmetric.
+            check: whether to refuse a table that another convention fits far better.
 
         Raises:
             OSError: the file cannot be read.
@@ -113,11 +123,63 @@ class Multiplier:
             ValueError: the file holds no table; shape, convention or a cell, which is named, are
                 not admitted.
         """
-        _require_known("convention", convention, CONVENTIONS)
+        require_known("convention", convention, CONVENTIONS)
+        require_known("order of operands", operands or ORDERS[0], ORDERS)
         if isinstance(table, str | os.PathLike):
-            name, table = name or Path(table).stem, _read_table(Path(table))
+            name, table = name or Path(table).stem, read_table(Path(table), convention)
         name = name or "table"
-        return cls(name, convention, _checked_table(table, convention, name))
+        named = f"the table of {name!r}"
+        table = _matrix(table, convention, named)
+        if check:
+            _refuse_misread(table, convention, named)
+        if convention == "two's complement":
+            table, convention = np.roll(table, [len(table) // 2] * 2, (0, 1)), "signed"
+        if operands is None and not np.array_equal(table, table.T):
+            of_cell = f"a table of shape {table.shape}"
+            if len(table) == table.shape[1]:
+                i, j = map(int, np.argwhere(table != table.T)[0])
+                a, b = (int(o) for o in _operands(convention, len(table))[[i, j]])
+                of_cell = f"{a} by {b} is {table[i, j]}, and {b} by {a} is {table[j, i]}"
+            raise ValueError(
+                f"{named} is not symmetric ({of_cell}): give operands='weight, input' if its rows "
+                "are weights, or else 'input, weight'."
+            )
+        table = np.ascontiguousarray(table.T if operands == ORDERS[1] else table)
+        table.setflags(write=False)
+        return cls(name, convention, table)
+
+    @classmethod
+    def from_c(
+        cls,
+        path: str | os.PathLike,
+        name: str | None = None,
+        function: str | None = None,
+        operands: str = "input, weight",
+        bits: int | None = None,
+        signed: bool | None = None,
+    ) -> "Multiplier":
+        """The multiplier of a model in C, compiled and asked for every product.
+
+        The file is a program, and it is run: in a process of its own, for a minute at the most.
+        What its comments state as MAE and WCE is held against its table.
+
+        Args:
+            path: the C file.
+            name: what to call it; by default as the function.
+            function: which function; by default the one public function of two integers.
+            operands: what its parameters are, in their order.
+            bits, signed: of the operands, where neither a name like mul8s_1KV8 nor the types tell.
+
+        Raises:
+            NotAvailable: there is no C compiler.
+            OSError: the file cannot be read.
+            ValueError: it does not compile, does not end, is no multiplier of 4 to 8 bits, does not
+                say of which, or states another error than its table has.
+        """
+        require_known("order of operands", operands, ORDERS)
+        function, table, signed = tabulate(Path(path), function, bits, signed)
+        convention = "signed" if signed else "unsigned"
+        return cls.from_table(table, name or function, convention, operands, check=False)
 
     def __repr__(self) -> str:
         rows, columns = self.table.shape
@@ -126,12 +188,12 @@ class Multiplier:
     @property
     def weights(self) -> np.ndarray:
         """The operand of each row of the table."""
-        return np.arange(self.table.shape[0]) - (128 if self.convention == "signed" else 0)
+        return _operands(self.convention, len(self.table))
 
     @property
     def inputs(self) -> np.ndarray:
         """The operand of each column of the table."""
-        return np.arange(self.table.shape[1]) - (128 if self.convention == "signed" else 0)
+        return _operands(self.convention, self.table.shape[1])
 
     @cached_property
     def error(self) -> np.ndarray:
@@ -139,27 +201,38 @@ class Multiplier:
         return self.table.astype(np.int64) - np.outer(self.weights, self.inputs)
 
     def statistics(
-        self, weights: np.ndarray | None = None, inputs: np.ndarray | None = None
+        self,
+        weights: Collection[int] | Mapping[int, int] | None = None,
+        inputs: Collection[int] | Mapping[int, int] | None = None,
     ) -> ErrorStatistics:
-        """The error over all pairs of operands, as they index the table; by default over the whole.
+        """The error over all pairs of operands, as they index the table; by default all it has.
+
+        Args:
+            weights, inputs: values, or how often each value occurs, {value: count}.
 
         Raises:
             ValueError: an operand is not in the table, or there are none.
         """
-        rows, columns = self._index(0, weights), self._index(1, inputs)
-        error = self.error[np.ix_(rows, columns)]
-        true = np.outer(self.weights[rows], self.inputs[columns])
-        if error.size == 0:
+        rows, columns = self._counted(0, weights), self._counted(1, inputs)
+        # Python integers: sums that are exact, whatever the counts, and rounded once.
+        counts = np.outer(*(np.array(list(d.values()), dtype=object) for d in (rows, columns)))
+        pairs = counts.sum()
+        if not pairs:
             raise ValueError("there are no operand pairs: give at least one weight and one input.")
+        error = self.error[np.ix_(list(rows), list(columns))]
+        true = np.outer(self.weights[list(rows)], self.inputs[list(columns)])
         size, meant = np.abs(error), true != 0
-        relative = size[meant] / np.abs(true[meant])
+        total, squares = (counts * error).sum(), (counts * error * error).sum()
+        MAE, relative = (counts * size).sum() / pairs, (counts * size)[meant] / np.abs(true[meant])
         return ErrorStatistics(
-            pairs=error.size,
-            probability=float((error != 0).mean()),
-            mean=float(size.mean()),
-            max=int(size.max()),
-            bias=float(error.mean()),
-            mean_relative=float(relative.mean()) if relative.size else 0.0,
+            pairs=pairs,
+            ER=counts[size > 0].sum() / pairs,
+            MAE=MAE,
+            NMED=MAE / int(np.abs(np.outer(self.weights, self.inputs)).max()),
+            MRED=math.fsum(relative) / max(1, counts[meant].sum()),
+            WCE=int(size[counts > 0].max()),
+            bias=total / pairs,
+            variance=(pairs * squares - total**2) / pairs**2,
         )
 
     def exact_when(self) -> dict[str, dict[str, bool]]:
@@ -184,25 +257,25 @@ class Multiplier:
     def operand_table(self) -> np.ndarray:
         """The products of int8 operands, signs applied: int64 (256, 256) by the operands' bytes.
 
-        Cells of an operand that is not admitted (`admits`) are 0.
+        Cells of an operand that is not in the table are 0.
         """
+        part = self._int8_part(self.table).astype(np.int64)
         if self.convention == "signed":
-            return self.table[np.ix_(CODES + 128, CODES + 128)].astype(np.int64)
-        magnitude, sign = np.abs(CODES), np.sign(CODES)
-        rows, columns = (np.minimum(magnitude, size - 1) for size in self.table.shape)
-        products = self.table[np.ix_(rows, columns)] * np.outer(sign, sign)
-        return products * np.outer(magnitude == rows, magnitude == columns)
+            return np.pad(part, 128 - len(part) // 2)[np.ix_(CODES + 128, CODES + 128)]
+        magnitude, wide = np.abs(CODES), np.pad(part, [(0, 129 - size) for size in part.shape])
+        return wide[np.ix_(magnitude, magnitude)] * np.outer(SIGNS, SIGNS)
 
     @property
-    def admits(self) -> tuple[bool, bool]:
-        """Whether a weight, and whether an input, of -128 has a place in the table."""
-        rows, columns = self.table.shape
-        return rows > 128, columns > 128
+    def admitted(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The lowest and the highest int8 weight, and input, that the table holds."""
+        lowest = [int(o[0]) if o[0] else -int(o[-1]) for o in (self.weights, self.inputs)]
+        highest = (int(self.weights[-1]), int(self.inputs[-1]))
+        return tuple((max(-128, a), min(127, b)) for a, b in zip(lowest, highest, strict=True))
 
     @cached_property
     def exact_weights(self) -> np.ndarray:
         """(256,) bool by the weight's byte: is its product exact with every admitted input?"""
-        weights, inputs = (admits | (CODES > -128) for admits in self.admits)
+        weights, inputs = ((low <= CODES) & (high >= CODES) for low, high in self.admitted)
         wrong = self.operand_table != np.outer(CODES, CODES)
         return weights & ~wrong[:, inputs].any(axis=1)
 
@@ -256,64 +329,37 @@ class Multiplier:
         """The rows and the columns that an int8 operand can meet."""
         return table if self.convention == "signed" else table[:129, :129]
 
-    def _index(self, axis: int, operands: np.ndarray | None) -> np.ndarray:
+    def _counted(self, axis: int, operands: Collection | Mapping | None) -> dict[int, int]:
+        """How often each row, or column, is meant."""
         known = (self.weights, self.inputs)[axis]
-        operands = known if operands is None else np.asarray(operands).reshape(-1)
-        outside = operands[~np.isin(operands, known)]
-        if len(outside):
-            raise ValueError(
-                f"{('weight', 'input')[axis]} {outside[0]} is not in the table of {self.name!r}, "
-                f"which has {known[0]}..{known[-1]}."
-            )
-        return (operands - known[0]).astype(np.int64)
+        if operands is None:
+            operands = known
+        if not isinstance(operands, Mapping):
+            operands = Counter(np.asarray(operands).reshape(-1).tolist())
+        for value, count in operands.items():
+            if value not in known or count < 0 or count != int(count):
+                raise ValueError(
+                    f"{('weight', 'input')[axis]} {value}, {count} times, is not in the table of "
+                    f"{self.name!r}, which has {known[0]}..{known[-1]}."
+                )
+        return {int(value - known[0]): int(count) for value, count in operands.items()}
 
 
-def multiplier_names() -> tuple[str, ...]:
-    """The names of the shipped multipliers, which serve wherever a multiplier is asked for."""
-    return tuple(_SHIPPED)
-
-
-def find_multiplier(multiplier: str | Multiplier) -> Multiplier:
-    """The shipped multiplier of that name; a Multiplier is given back as it is.
-
-    Raises:
-        ValueError: there is none of that name.
-        TypeError: neither a name nor a Multiplier.
-    """
-    if isinstance(multiplier, Multiplier):
-        return multiplier
-    if not isinstance(multiplier, str):
-        raise TypeError(
-            f"{type(multiplier).__name__} is not a multiplier: give a Multiplier or one of the "
-            f"names {', '.join(_SHIPPED)}."
-        )
-    _require_known("multiplier", multiplier, _SHIPPED)
-    return _shipped(multiplier)
-
-
-def _require_known(kind: str, word: str | None, known: Collection[str]) -> None:
+def require_known(kind: str, word: str | None, known: Collection[str]) -> None:
+    """Refuse a word that is not known, with those that are."""
     if word not in known:
         close = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
         near = f": did you mean {' or '.join(map(repr, close))}?" if close else "."
         raise ValueError(f"there is no {kind} {word!r}{near} The {kind}s are {', '.join(known)}.")
 
 
-def _read_table(path: Path) -> np.ndarray:
-    try:
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        return np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
-    except ValueError as problem:
-        raise ValueError(
-            f"{path} does not hold a table of numbers ({problem}): save the one table with "
-            "numpy.save, or as lines of numbers with commas between."
-        ) from None
+def _operands(convention: str, size: int) -> np.ndarray:
+    operands = np.arange(size) - (0 if convention in CONVENTIONS[:2] else size // 2)
+    return np.roll(operands, size // 2) if convention == "two's complement" else operands
 
 
-def _checked_table(table: Any, convention: str, name: str) -> np.ndarray:
-    """The table as a read-only int32 array of its own, if it is one of that convention."""
-    named, signed = f"the table of {name!r}", convention == "signed"
+def _matrix(table: Any, convention: str, named: str) -> np.ndarray:
+    """The table as an int32 array of its own, if it is one of that convention."""
     if np.ma.is_masked(table):
         i = ", ".join(map(str, np.argwhere(np.ma.getmaskarray(table))[0]))
         raise ValueError(f"{named} is masked in cell [{i}]: fill what is masked with products.")
@@ -321,97 +367,61 @@ def _checked_table(table: Any, convention: str, name: str) -> np.ndarray:
         table = np.asarray(table)
     except ValueError:
         raise ValueError(
-            f"{named} has rows of different lengths: it must be a matrix, table[weight, input]."
+            f"{named} has rows of different lengths: it must be a matrix of products."
         ) from None
     if table.dtype.kind not in "iuf":
         raise TypeError(f"{named} holds {table.dtype}: it must hold whole numbers.")
     if table.dtype.kind == "f":  # float32 takes the limit of 32 bits for 2**31
         table = table.astype(np.promote_types(table.dtype, np.float64))
-    fits, wanted = table.shape == (256, 256), "256 x 256"
+    sides, wanted = set(table.shape), "2**n x 2**n for 4 to 8 bits, 256 x 256 for 8"
+    fits = table.ndim == 2 and len(sides) == 1 and sides <= set(SIDES)
     if convention == "sign-magnitude":
-        fits = table.ndim == 2 and all(128 <= size <= 256 for size in table.shape)
-        wanted = "128 x 128, or 129 and up to 256 where an operand of -128 is admitted"
+        wanted = "128 x 128, or up to 256 a side; for fewer bits square, 8, 16, 32 or 64 a side"
+        fits |= table.ndim == 2 and all(128 <= side <= 256 for side in sides)
+        fits |= table.shape in {(side, side) for n in (8, 16, 32, 64) for side in (n, n + 1)}
     if not fits:
         raise ValueError(
-            f"{named} has shape {table.shape}: for convention {convention!r} it must be {wanted}, "
-            "table[weight, input]."
+            f"{named} has shape {table.shape}: for convention {convention!r} it must be {wanted}."
         )
-    first = -128 if signed else 0
-    by_zero = np.outer(*(np.arange(size) + first for size in table.shape)) == 0
     for bad, why in (
         (~(np.floor(table) == table), "it must be a whole number"),
         ((table < -(2**31)) | (table > 2**31 - 1), "it must fit 32 bits"),
-        (by_zero & (table != 0) & (not signed), "a product with 0 has no sign and must be 0"),
     ):
         if bad.any():
             i, j = map(int, np.argwhere(bad)[0])
             raise ValueError(
-                f"{named} says {table[i, j]} for weight {i + first} and input {j + first} "
-                f"(row {i}, column {j}): {why} ({bad.sum()} such cells)."
+                f"{named} says {table[i, j]} in row {i}, column {j}: {why} ({bad.sum()} such "
+                "cells)."
             )
-    own = table.astype(np.int32)
-    own.setflags(write=False)
-    return own
+    return table.astype(np.int32)
 
 
-def _merged_rows(group: int, merge: np.ufunc) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The multiplier that merges its eight rows in groups, and sums the groups."""
+def _refuse_misread(table: np.ndarray, convention: str, named: str) -> None:
+    """Refuse a table that would be four times nearer to the true products under another convention.
 
-    def multiply(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
-        rows = np.array([(weight >> i & 1) * (data << i) for i in range(8)])
-        return sum(merge.reduce(rows[i : i + group]) for i in range(0, 8, group))
-
-    return multiply
-
-
-def _kulkarni(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """Two-bit blocks multiplied each with each; 3 · 3 = 7, so that a block's product has 3 bits."""
-    total = np.zeros_like(weight)
-    for i, j in product(range(0, 8, 2), repeat=2):
-        a, b = weight >> i & 3, data >> j & 3
-        total += np.where((a == 3) & (b == 3), 7, a * b) << (i + j)
-    return total
-
-
-def _truncated(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
-    return (weight & ~3) * (data & ~3)
-
-
-def _or_terms(group: int) -> list[tuple[np.ndarray, BitTerm]]:
-    """The error of OR-ing rows in groups, by inclusion and exclusion.
-
-    An OR of rows is their sum, less what any two have in common, plus what any three have, less
-    what four have. Rows i and i + d have in common b_i b_(i+d) · (a & a << d) << i: sets of rows
-    with the same distances share one function of the input.
+    A convention is an order of the operands, and whether products have a sign.
     """
-    coefficients: dict[tuple[int, ...], np.ndarray] = {}
-    for start in range(0, 8, group):
-        for count in range(2, group + 1):
-            for rows in combinations(range(start, start + group), count):
-                chosen = np.prod([_WEIGHT >> i & 1 for i in rows], axis=0) << rows[0]
-                distances = tuple(i - rows[0] for i in rows[1:])
-                sign = 1 if count % 2 else -1
-                coefficients[distances] = coefficients.get(distances, 0) + sign * chosen
-    return [(c, BitTerm(distances)) for distances, c in coefficients.items()]
-
-
-_WEIGHT = np.arange(129)
-_PAIRS = _WEIGHT & _WEIGHT >> 1 & 0x55  # the pairs of rows that a weight chooses both of
-
-# name -> (definition, and of its closed form the linear coefficient and the terms)
-_SHIPPED: dict[str, tuple[Callable, np.ndarray, list[tuple[np.ndarray, BitTerm]]]] = {
-    "exact": (np.multiply, _WEIGHT, []),
-    "or_pairs": (_merged_rows(2, np.bitwise_or), _WEIGHT, _or_terms(2)),
-    "xor_pairs": (_merged_rows(2, np.bitwise_xor), _WEIGHT, [(-2 * _PAIRS, BitTerm((1,)))]),
-    "or_fours": (_merged_rows(4, np.bitwise_or), _WEIGHT, _or_terms(4)),
-    # The inputs' pairs, twice: x & (x << 1) & 0b10101010
-    "kulkarni": (_kulkarni, _WEIGHT, [(-_PAIRS, BitTerm((1,), 0xAA))]),
-    "truncated": (_truncated, 0 * _WEIGHT, [(_WEIGHT & ~3, BitTerm((), 0xFC))]),
-}
-
-
-@cache
-def _shipped(name: str) -> Multiplier:
-    definition, linear, terms = _SHIPPED[name]
-    found = Multiplier.from_function(definition, name, "unsigned")
-    return replace(found, closed_form=ClosedForm(linear, tuple(terms)))
+    if convention == "unsigned" and table.min() < 0:
+        i, j = map(int, np.argwhere(table < 0)[0])
+        raise ValueError(
+            f"{named} says {table[i, j]} in row {i}, column {j}, and an unsigned circuit has no "
+            "negative product: give another convention, or check=False to take it as it is."
+        )
+    if len(table) not in SIDES or len(table) != table.shape[1]:
+        return
+    readings = {"": table}
+    if table.min() >= 0 and table.max() <= 2**16 - 1:
+        readings[" with its products as int16"] = table.astype(np.uint16).view(np.int16)
+    MAE = {}
+    for order in CONVENTIONS[1:]:
+        true = np.outer(*[_operands(order, len(table))] * 2)
+        for how, products in readings.items():
+            MAE[order, how] = np.abs(products - true).mean()
+    own = MAE["unsigned" if convention == "sign-magnitude" else convention, ""]
+    order, how = min(MAE, key=MAE.get)
+    if own and 4 * MAE[order, how] <= own:
+        raise ValueError(
+            f"{named} as {convention!r} has a mean absolute error of {own:,.2f}, and as "
+            f"{order!r}{how} of {MAE[order, how]:,.2f}: give that, or check=False to take it as "
+            "it is."
+        )

@@ -10,7 +10,7 @@ import torch
 
 from posmat.charts.catalogue import FIGURES, draw_figure
 from posmat.multipliers.fibonacci import is_fibonacci, quantize_fibonacci
-from posmat.multipliers.table import find_multiplier, multiplier_names
+from posmat.multipliers.shipped import find_multiplier, multiplier_names
 from posmat.network import digits
 from posmat.network.digits import accuracy, load_digit_images, quantize_network, train_network
 from posmat.tests.sample import MACHINES, make_rows

@@ -17,7 +17,8 @@ from posmat.multipliers import table as multipliers
 from posmat.multipliers.fibonacci import quantize_fibonacci
 from posmat.multipliers.lookup import compiled_lookup_product, compiler_command
 from posmat.multipliers.product import error_product, inexact_product, output_error, prepare_inexact
-from posmat.multipliers.table import Multiplier, find_multiplier, multiplier_names
+from posmat.multipliers.shipped import find_multiplier, multiplier_names
+from posmat.multipliers.table import Multiplier
 from posmat.tests.operands import LAYOUTS, lay_out
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -32,9 +33,10 @@ def summed_table(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
     y = torch.zeros(len(x), len(w), dtype=torch.int64)
     for m in range(len(x)):
         if found.convention == "signed":
-            y[m] = table[w + 128, x[m] + 128].sum(1)
+            half = len(table) // 2
+            y[m] = table[w + half, x[m] + half].sum(1)
         else:
-            signs = w.sign() * x[m].sign()
+            signs = torch.where((w < 0) ^ (x[m] < 0), -1, 1)  # the sign of 0 is plus
             y[m] = (signs * table[w.abs(), x[m].abs()]).sum(1)
     return y
 
@@ -52,9 +54,7 @@ def tables() -> dict[str, Multiplier]:
 
     def add(name: str, table: np.ndarray, convention: str = "sign-magnitude") -> None:
         assert not np.array_equal(table, table.T)
-        if convention != "signed":
-            table[0], table[:, 0] = 0, 0
-        made[name] = Multiplier.from_table(table, name, convention)
+        made[name] = Multiplier.from_table(table, name, convention, "weight, input")
 
     for rank in (1, 3, 8, 20):
         add(f"rank {rank}", low_rank(129, rank, 11))
@@ -62,16 +62,22 @@ def tables() -> dict[str, Multiplier]:
     add("no -128", low_rank(128, 5, 11))
     add("no -128 in x", low_rank(129, 2, 11)[:, :128])
     add("signed", low_rank(256, 4, 100, first=-128), "signed")
-    add("unsigned", low_rank(256, 6, 11), "unsigned")
+    add("unsigned", np.abs(low_rank(256, 6, 11)), "unsigned")
     add("full rank", rng.integers(0, 2**14, (129, 129)))
     add("signed full rank", rng.integers(-(2**16), 2**16, (256, 256)), "signed")
     add("32 bits", rng.integers(-(2**31), 2**31, (129, 129)))
+    for n in (4, 5, 6, 7):
+        add(f"{n} bits", low_rank(2**n, 3, 11) % 4**n, "unsigned")
+    add("4 bits signed", low_rank(16, 3, 11, first=-8), "signed")
+    add("7 bits signed", low_rank(128, 3, 11, first=-64), "signed")
+    add("5 bits, magnitudes", low_rank(17, 3, 11))
     return made
 
 
 TABLES = [
     "rank 1", "rank 3", "rank 8", "rank 20", "two digits", "no -128", "no -128 in x", "signed",
-    "unsigned", "full rank", "signed full rank", "32 bits",
+    "unsigned", "full rank", "signed full rank", "32 bits", "4 bits", "5 bits", "6 bits", "7 bits",
+    "4 bits signed", "7 bits signed", "5 bits, magnitudes",
 ]  # fmt: skip
 EVERY = [*multiplier_names(), *TABLES]
 
@@ -82,9 +88,9 @@ def get(name: str) -> Multiplier:
 
 def operands(multiplier: Multiplier, M: int, N: int, K: int, seed: int = 0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
-    low_w, low_x = (-128 if admits else -127 for admits in multiplier.admits)
-    x = torch.randint(low_x, 128, (M, K), dtype=torch.int8, generator=generator)
-    w = torch.randint(low_w, 128, (N, K), dtype=torch.int8, generator=generator)
+    (low_w, high_w), (low_x, high_x) = multiplier.admitted
+    x = torch.randint(low_x, high_x + 1, (M, K), dtype=torch.int8, generator=generator)
+    w = torch.randint(low_w, high_w + 1, (N, K), dtype=torch.int8, generator=generator)
     return x.to(device), w.to(device)
 
 
@@ -97,9 +103,9 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
 def test_every_pair_of_operands_by_every_path(name):
     # One product per output: y[m, n] = table[w[n], x[m]], all 65,536 of them.
     multiplier = get(name)
-    low_w, low_x = (-128 if admits else -127 for admits in multiplier.admits)
-    w = torch.arange(low_w, 128, dtype=torch.int8)[:, None]
-    x = torch.arange(low_x, 128, dtype=torch.int8)[:, None]
+    (low_w, high_w), (low_x, high_x) = multiplier.admitted
+    w = torch.arange(low_w, high_w + 1).to(torch.int8)[:, None]
+    x = torch.arange(low_x, high_x + 1).to(torch.int8)[:, None]
     expected = summed_table(x, w, multiplier)
     if name in TABLES:
         assert not torch.equal(expected, expected.T)
@@ -234,7 +240,7 @@ def test_a_table_of_high_rank_is_not_factorized_to_be_looked_up(monkeypatch):
     def factorize(*arguments):
         raise AssertionError("factorized")
 
-    new = Multiplier.from_table(get("full rank").table, convention="sign-magnitude")
+    new = Multiplier.from_table(get("full rank").table, "f", "sign-magnitude", "weight, input")
     monkeypatch.setattr(multipliers, "factorize", factorize)
     x, w = operands(new, 3, 4, 9)
     assert_equal(inexact_product(x, w, new), summed_table(x, w, new))
@@ -347,11 +353,15 @@ def test_the_error_is_a_product_too():
         (lambda x, w: inexact_product(x.float(), prepare_inexact(w, "exact")), TypeError, "float"),
         (lambda x, w: prepare_inexact(w.int(), "or_pairs"), TypeError, "int32: the weights must"),
         (lambda x, w: prepare_inexact(w[0], "or_pairs"), ValueError, "out_features"),
-        (lambda x, w: inexact_product(x, w, get("no -128")), ValueError, r"w\[1, 2\] is -128"),
+        (
+            lambda x, w: inexact_product(x, w, get("no -128")),
+            ValueError,
+            r"w\[1, 2\] is -128.*no such weight, only -127..127",
+        ),
         (
             lambda x, w: inexact_product(x, w, get("no -128 in x")),
             ValueError,
-            r"x\[0, 3\] is -128.*it admits no such input.*129 columns",
+            r"x\[0, 3\] is -128.*admits no such input.*larger table",
         ),
     ],
 )

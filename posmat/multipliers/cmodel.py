@@ -1,0 +1,182 @@
+"""A multiplier's model in C, such as EvoApproxLib's, as a table of all its products.
+
+A model is a program: it is compiled, and run in a process of its own, which ends within
+`TIME_LIMIT`. It has the rights of whoever runs it.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+from posmat.layer.problem import NotAvailable
+from posmat.multipliers.formats import COMMENT
+
+TIME_LIMIT = 60  # seconds, for the compiler, and for a model with all its pairs
+
+# Compiled behind the model. Writes what the types are, and the products of both ranges of operands.
+_TABULATE = r"""
+#undef main
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#define POSMAT_TYPE(T) (int64_t)sizeof(T) * 8, (T)-1 < (T)0
+int main(int count, char **arguments)
+{
+    int64_t first = atoi(arguments[2]), last = atoi(arguments[3]);
+    int64_t types[] = {POSMAT_TYPE(POSMAT_A), POSMAT_TYPE(POSMAT_B)};
+    FILE *file = fopen(arguments[1], "wb");
+    fwrite(types, sizeof types, 1, file);
+    for (int64_t a = first; a <= last; a++)
+        for (int64_t b = first; b <= last; b++) {
+            int64_t product = (int64_t)POSMAT_FUNCTION((POSMAT_A)a, (POSMAT_B)b);
+            fwrite(&product, sizeof product, 1, file);
+        }
+    return fclose(file);
+}
+"""
+_SAYS_WHY = re.compile("error|undefined", re.IGNORECASE).search
+_NAMED = re.compile(r"mul(\d+)(?:x(\d+))?([us]?)(?=_|$)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?<![\w%])(MAE|WCE)\s*[=:]\s*([\d.,]*\d(?:e[-+]?\d+)?)(?![\d.e+-]*\s*%)", re.IGNORECASE
+)
+
+
+def c_compiler() -> str:
+    """The system's C compiler: $CC, cc, gcc or clang; NotAvailable where there is none."""
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and shutil.which(name) and os.name != "nt":
+            return name
+    raise NotAvailable(
+        "this needs a C compiler, on Linux or macOS, and none of cc, gcc and clang is found: "
+        "install one, or set CC."
+    )
+
+
+def run_compiler(*arguments: object) -> str:
+    """What the system's C compiler prints; an OSError says why it failed."""
+    told = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    try:
+        command = [c_compiler(), *map(str, arguments)]
+        done = subprocess.run(command, check=False, timeout=TIME_LIMIT, **told)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"the compiler took more than {TIME_LIMIT} s") from None
+    if done.returncode:
+        lines = done.stderr.splitlines() or ["no reason was given"]
+        raise OSError(next(filter(_SAYS_WHY, lines), lines[0])[-150:])
+    return done.stdout
+
+
+def tabulate(
+    path: Path, function: str | None, bits: int | None, signed: bool | None
+) -> tuple[str, np.ndarray, bool]:
+    """The function's name, its products [first operand, second operand], and whether it is signed.
+
+    Operands are in order, from 0 or from the lowest on; a product is the low 2 n bits of a result.
+    """
+    comments = " ".join(COMMENT.findall(path.read_text("utf-8", "replace")))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        program, source = Path(folder, "model"), Path(folder, "tabulate.c")
+        source.write_text(_TABULATE, encoding="utf-8")
+        try:
+            function, a, b = _find_function(path, function)
+            renamed = ["-Dmain=posmat_main", f"-DPOSMAT_FUNCTION={function}"]
+            renamed += [f"-DPOSMAT_A={a}", f"-DPOSMAT_B={b}", "-include", path.resolve()]
+            run_compiler("-w", "-O1", "-fwrapv", *renamed, source, "-lm", "-o", program)
+        except OSError as problem:
+            raise ValueError(f"{path.name} does not compile: {problem}.") from None
+        size_a, signed_a, size_b, signed_b = _run(program, path, 0, -1)
+        if word := _NAMED.match(function):
+            if word[2] not in (None, word[1]):
+                raise ValueError(f"{function} multiplies {word[1]} by {word[2]} bits, not n by n.")
+            bits = int(word[1]) if bits is None else bits
+            signed = {"s": True, "u": False}.get(word[3].lower()) if signed is None else signed
+        bits = 8 if bits is None and size_a == size_b == 8 else bits
+        guessed = signed is None and signed_a == signed_b
+        signed = bool(signed_a) if guessed else signed
+        if bits is None or signed is None:
+            raise ValueError(
+                f"{function}({a}, {b}) of {path.name} does not say how many bits it multiplies, "
+                "or whether they have a sign: give bits= and signed=."
+            )
+        if bits not in range(4, 9):
+            raise ValueError(f"{function} multiplies {bits} bits: 4 to 8 can be simulated.")
+        table, MAE, WCE = _products(program, path, bits, signed)
+        other = _products(program, path, bits, not signed)[1] if guessed else MAE
+    if other < MAE and 4 * other <= MAE:
+        raise ValueError(
+            f"whether {function} of {path.name} has a sign is not said: by its types its mean "
+            f"absolute error is {float(MAE):,.2f}, otherwise {float(other):,.2f}. Give signed=."
+        )
+    for name, printed in _STATED.findall(comments):
+        said, found = Decimal(printed.replace(",", "")), {"MAE": MAE, "WCE": WCE}[name.upper()]
+        if abs(said - found) > Decimal(10) ** said.as_tuple().exponent / 2:
+            raise ValueError(
+                f"{path.name} states {name} = {printed}, and its table has {found.normalize():f}: "
+                f"read as {bits} bits {'with' if signed else 'without'} a sign it is another model."
+            )
+    return function, table, signed
+
+
+def _find_function(path: Path, wanted: str | None) -> tuple[str, str, str]:
+    """Name and operand types of the model's one public function of two integers, or of `wanted`."""
+    own, mine = [], False
+    for line in run_compiler("-E", "-w", path.resolve()).splitlines():
+        if line.startswith("#"):  # says which file the next lines are of
+            mine = f'"{path.resolve()}"' in line
+        elif mine:
+            own.append(line)
+    text = re.sub(r'"(?:\\.|[^"\\])*"', "", "\n".join(own)).replace("extern  {", "")
+    while (flat := re.sub(r"\{[^{}]*\}", "\0", text)) != text:
+        text = flat
+    found = {}
+    for head, name, operands in re.findall(r"([^;\0]*?)(\w+)\s*\(([^()]*)\)\s*\0", text):
+        types = [operand.strip().rpartition(" ")[0].strip() for operand in operands.split(",")]
+        words = set(re.findall(r"\w+|\*", f"{head} {operands}"))
+        whole = not words & {"*", "void", "float", "double", "struct", "union", "__int128"}
+        if len(types) == 2 and all(types) and whole and (name == wanted or "static" not in words):
+            found[name] = types
+    if (wanted is not None and wanted not in found) or (len(found) != 1 and wanted is None):
+        which = f"has {', '.join(found) or 'none'}"
+        hint = "" if not found else ": say which by function="
+        raise ValueError(f"of public functions of two integers {path.name} {which}{hint}.")
+    name = wanted or next(iter(found))
+    return name, *found[name]
+
+
+def _run(program: Path, path: Path, first: int, last: int) -> np.ndarray:
+    """What the program writes, int64: four facts about the types, then the products."""
+    written = program.with_name("written")
+    silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    command = [program, written, str(first), str(last)]
+    try:
+        end = subprocess.run(command, timeout=TIME_LIMIT, cwd=program.parent, check=False, **silent)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"the model in {path.name} ran for more than {TIME_LIMIT} s.") from None
+    found = np.fromfile(written, np.int64) if written.exists() else np.empty(0, np.int64)
+    if end.returncode or len(found) != 4 + (last + 1 - first) ** 2:
+        how = f"exit code {end.returncode}"
+        if end.returncode < 0:
+            how = signal.strsignal(-end.returncode)
+        raise ValueError(f"the model in {path.name} ended before its last product ({how}).")
+    return found
+
+
+def _products(
+    program: Path, path: Path, bits: int, signed: bool
+) -> tuple[np.ndarray, Decimal, Decimal]:
+    """The table of a model of `bits` bits, its MAE and its WCE."""
+    side = 2**bits
+    first = -side // 2 if signed else 0
+    operands = np.arange(first, first + side)
+    table = _run(program, path, first, first + side - 1)[4:].reshape(side, side) % side**2
+    if signed:
+        table = (table + side**2 // 2) % side**2 - side**2 // 2
+    error = np.abs(table - np.outer(operands, operands))
+    return table, Decimal(int(error.sum())) / error.size, Decimal(int(error.max()))
