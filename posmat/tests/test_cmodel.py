@@ -117,7 +117,7 @@ STATED = """// MAE%% = 0.0019 %%
 /* MAE = %s
  * WCE%% = 0.0046 %% */
 // WCE = %s
-int mul8u_T(unsigned char a, unsigned char b) { return a * b - (a %% 3 == 0); }"""
+int mul8u_T(unsigned char a, unsigned char b) { return a * b + (a %% 3 == 0); }"""
 
 
 @pytest.mark.parametrize(
