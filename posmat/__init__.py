@@ -30,6 +30,7 @@ _PUBLIC = {
     "multipliers.table": "Multiplier",
     "multipliers.shipped": "multiplier_names find_multiplier",
     "multipliers.product": "inexact_product prepare_inexact error_product output_error",
+    "multipliers.compare": "multiplier_table lookup_rank",
     "multipliers.lookup": "compiled_lookup_product compiler_command",
     "network.digits": "load_digit_images train_network quantize_network accuracy mean_difference",
     "machine": "require_device describe_environment",

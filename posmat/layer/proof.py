@@ -96,11 +96,11 @@ def choose(candidates: dict[str, Product], device: torch.device, operands: str =
     where = "the seed's size on one thread" if on_cpu else f"M = N = K = {large.in_features:,}"
     findings, chosen = dict.fromkeys(candidates, ""), None
     with _lock:
-        trial = _best_seconds(candidates, probe_operands(small, device, operands))
+        trial = best_seconds(candidates, probe_operands(small, device, operands))
         fastest = min(trial.values())
         slow = [n for n, took in trial.items() if SLOW < took / fastest < math.inf]
         ready = {name: candidates[name] for name in candidates if name not in slow}
-        seconds = _best_seconds(ready, probe_operands(large, device, operands))
+        seconds = best_seconds(ready, probe_operands(large, device, operands))
         # The slow ones are tried where all that are faster are wrong.
         for name in (*sorted(ready, key=seconds.get), *sorted(slow, key=trial.get)):
             told = f"{trial[name] / fastest:.0f} times slower than the fastest"
@@ -115,9 +115,7 @@ def choose(candidates: dict[str, Product], device: torch.device, operands: str =
     return Choice(chosen, findings)
 
 
-def _best_seconds(
-    products: dict[str, Product], operands: tuple[Tensor, Tensor]
-) -> dict[str, float]:
+def best_seconds(products: dict[str, Product], operands: tuple[Tensor, Tensor]) -> dict[str, float]:
     """The seconds of the best call of each, in turn, so that a slow moment meets them all.
 
     On a CPU it is the processor time of one thread: several that wait for each other on a busy

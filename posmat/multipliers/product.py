@@ -155,10 +155,15 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
             f"path='exact' was asked for, and {found.name!r} is not exact on the weight "
             f"{int(w[n, k])} (row {n}, column {k}): use path='auto', or quantize to its codes."
         )
-    most = LOOKUP_IN_GEMMS[engine_for(w.device, INT8).name]
-    if found.closed_form is None and found.rank_bound >= most:
+    return way_of(found, w.device)
+
+
+def way_of(multiplier: Multiplier, device: torch.device) -> str:
+    """'gemm' or 'lookup', whichever should be faster on weights that are not exact."""
+    most = LOOKUP_IN_GEMMS[engine_for(device, INT8).name]
+    if multiplier.closed_form is None and multiplier.rank_bound >= most:
         return "lookup"  # without factorizing: there are at least as many products as the rank
-    return "gemm" if found.gemm.count <= most else "lookup"
+    return "gemm" if multiplier.gemm.count <= most else "lookup"
 
 
 def _check_admitted(t: Tensor, multiplier: Multiplier, what: str) -> None:
