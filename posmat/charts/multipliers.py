@@ -30,9 +30,8 @@ def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
     distance.vlines(magnitudes, 0, moved, color=ORANGE, linewidth=1)
     distance.plot(magnitudes, moved, "o", color=ORANGE, markersize=1.6, markeredgewidth=0)
     last = int(kept.max())
-    distance.text(
-        last + 1, moved.min(), f"beyond {last},\nthe last code ", ha="right", fontsize=6.5
-    )
+    beyond = f"beyond {last},\nthe last code "
+    distance.text(last + 1, moved.min(), beyond, ha="right", fontsize=6.5)
     distance.set(xlabel="magnitude", ylabel="nearest code − magnitude")
     distance.set_xticks([0, 21, 32, 42, 64, 85, 127])
     distance.grid(axis="y")
@@ -79,8 +78,7 @@ def error_tables(errors: pd.DataFrame, title: str) -> Chart:
         image, ax=panels, location="bottom", shrink=0.5, aspect=30, pad=0.02, ticks=[0, 1]
     )
     bar.set_ticklabels(["exact", "the worst"], fontsize=6.5)
-    bar.outline.set_edgecolor(FAINT)
-    bar.outline.set_linewidth(0.5)
+    bar.outline.set(edgecolor=FAINT, linewidth=0.5)
     panels[-1, 1].set_xlabel("input's magnitude")
     panels[rows // 2, 0].set_ylabel("weight's magnitude", y=1.1 if rows % 2 == 0 else 0.5)
     return figure
@@ -185,9 +183,8 @@ def output_error(shares: pd.DataFrame, title: str) -> Chart:
 def shares_of_signal(errors: pd.DataFrame) -> pd.DataFrame:
     """Bias and spread of every output, in percent of its signal."""
     signal = errors["signal"].astype(float)
-    return errors.assign(
-        **{part: 100 * errors[part].astype(float) / signal for part in ("bias", "spread")}
-    )
+    parts = ("bias", "spread")
+    return errors.assign(**{part: 100 * errors[part].astype(float) / signal for part in parts})
 
 
 def digits_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:

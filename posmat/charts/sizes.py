@@ -51,14 +51,13 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
     figure = Chart(_heading(title, rows), figsize=(PAGE_WIDTH_IN, 4.3))
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     labels = {"ms": "time per call [ms]", "gmacs": "rate [GMAC/s]"}
+    ring = {"s": 30, "facecolor": "none", "edgecolor": INK, "lw": 0.6}
     for line, quantity in zip(grid, labels, strict=True):
         for axes, (letter, name) in zip(line, SIZES.items(), strict=True):
             data = along(table, letter).astype({name: float})
             sns.lineplot(data, x=name, y=quantity, ax=axes, **look)
             shared = data[data["axis"] == "centre"]
-            axes.scatter(
-                shared[name], shared[quantity], s=30, facecolor="none", edgecolor=INK, lw=0.6
-            )
+            axes.scatter(shared[name], shared[quantity], **ring)
             axes.set(xscale="log", yscale="log", ylabel=labels[quantity])
             axes.set_xlabel(f"{letter}, {name}" if quantity == "gmacs" else "")
             axes.grid(which="major")
@@ -75,12 +74,10 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
     table, roofs = rates_of(rows), measured_roofs(rows)
     table = table.assign(gflops=2 * table["gmacs"])
-    look = _by_method(table)
+    look = _by_method(table) | {"s": 20, "linewidth": 0, "alpha": 0.85}
     figure = Chart(_heading(title, rows), figsize=(PAGE_WIDTH_IN, 3.8))
     axes = figure.subplots()
-    sns.scatterplot(
-        table, x="intensity", y="gflops", s=20, linewidth=0, alpha=0.85, ax=axes, **look
-    )
+    sns.scatterplot(table, x="intensity", y="gflops", ax=axes, **look)
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity [FLOP/byte]")
     axes.set(ylabel="rate [GFLOP/s]")
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()

@@ -252,17 +252,12 @@ def dots_on_lines(
     faint: bool = False,
     columns: int = 0,
 ) -> None:
-    """On each line a bold dot with its whisker, and faintly the dots that they are of.
+    """On each line a bold dot with its whisker, and where `faint` the dots that they are of.
 
-    Args:
-        points: `x`, `y` (0 for the first line, or a little off), the `kind` of dot, `hollow` where
-            the bold dot of some has no face, and `low` and `high` where these are a whisker's ends.
-        looks: colour and mark of each kind, in the order of the legend.
-        lines: how many there are.
-        log: whether the axis of `x` is logarithmic.
-        centre, whisker: seaborn's names of where the bold dot stands and of what its whisker spans.
-        faint: whether the dots of `points` are shown.
-        columns: of the legend, where there is one.
+    `points` have `x`, `y` (0 for the first line, or a little off), the `kind` of dot, `hollow`
+    where the bold dot of some has no face, and `low` and `high` where these are a whisker's ends.
+    `looks` are colour and mark of each kind, in the order of the legend, which has `columns`.
+    `centre` and `whisker` are seaborn's names of where the bold dot stands and what it spans.
     """
     axes.set(xscale="log" if log else "linear")
     points = points.assign(hollow=points.get("hollow", False))

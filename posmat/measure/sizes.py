@@ -101,10 +101,7 @@ def expected_seconds(rows: pd.DataFrame, method: str, size: ProblemSize) -> floa
     if rows.empty:
         return 0.0
     own = rows[(rows["method"] == method) & (rows["state"] == "timed")]
-    work = own["batch_size"] * own["out_features"] * own["in_features"]
-    smaller = work[work <= size.partial_products]
-    if smaller.empty:
-        return 0.0
-    nearest = smaller.max()
-    seconds = float(own.loc[work == nearest, "seconds"].astype(float).median())
-    return seconds * size.partial_products / float(nearest)
+    work = own[list(SIZES.values())].astype(float).prod(axis=1)
+    nearest = work[work <= size.partial_products].max()  # NaN where there is none
+    seconds = own.loc[work == nearest, "seconds"].astype(float).median()
+    return 0.0 if pd.isna(seconds) else seconds * size.partial_products / nearest

@@ -195,7 +195,7 @@ def test_every_column_that_posmat_makes_is_described():
 
 
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "project_root", lambda: None)
+    monkeypatch.setattr(records.files, "project_root", lambda: None)
     monkeypatch.chdir(tmp_path)
     start_run(NAME, "cpu", {}).save(rows(1.0))
     assert (tmp_path / "posmat-output" / f"{NAME}.csv").exists()
