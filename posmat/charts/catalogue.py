@@ -1,8 +1,7 @@
 """Figures: the ordered list of them, and how one is drawn, named and kept.
 
 `FIGURES` is only appended to: a figure's number is its place, and its id, which stands in file
-names and papers, never changes. Each is a pure function of rows, so that anyone can draw it again.
-No torch.
+names and papers, never changes. Anyone can draw it again, from rows alone. No torch.
 """
 
 import difflib

@@ -60,23 +60,21 @@ def error_tables(errors: pd.DataFrame, title: str) -> Chart:
     rows = -(-len(tables) // 3)
     figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 0.9 + 1.38 * rows))
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": 1}
     for axes in panels.flat[len(tables) :]:
         axes.set_visible(False)
     for axes, (name, own) in zip(panels.flat, tables.items(), strict=False):
         table = own.drop(columns="multiplier").to_numpy(float)
         worst = table.flat[np.abs(table).argmax()]
         scaled = np.abs(table) / max(1.0, abs(worst))
-        image = axes.imshow(
-            scaled, origin="lower", interpolation="nearest", cmap="Blues", vmin=0, vmax=1
-        )
+        image = axes.imshow(scaled, origin="lower", interpolation="nearest", **colours)
         words = f"{100 * (table != 0).mean():.0f} % wrong\nworst {worst:,.0f}".replace("-", "−")
         axes.set_title(f"{name}\n{words}", fontsize=7, loc="left")
         axes.set(xticks=[0, 64, 127], yticks=[0, 64, 127])
         axes.tick_params(labelsize=6.5, length=2)
         axes.spines[["left", "bottom"]].set_visible(False)
-    bar = figure.colorbar(
-        image, ax=panels, location="bottom", shrink=0.5, aspect=30, pad=0.02, ticks=[0, 1]
-    )
+    place = {"location": "bottom", "shrink": 0.5, "aspect": 30, "pad": 0.02}
+    bar = figure.colorbar(image, ax=panels, ticks=[0, 1], **place)
     bar.set_ticklabels(["exact", "the worst"], fontsize=6.5)
     bar.outline.set(edgecolor=FAINT, linewidth=0.5)
     panels[-1, 1].set_xlabel("input's magnitude")

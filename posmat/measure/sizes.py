@@ -84,8 +84,8 @@ def all_sweeps(
     for axis, name in SIZES.items():
         middle = getattr(centre, name)
         factors = [4**step for step in range(1, steps + 1)]
-        down = [middle // factor for factor in reversed(factors) if factor <= middle]
-        for length in (*down, *(middle * factor for factor in factors)):
+        shorter = [middle // factor for factor in factors if factor <= middle]
+        for length in shorter + [middle * factor for factor in factors]:
             size = replace(centre, **{name: length})
             if length < middle or wanted_bytes(size, device) <= limit:
                 sizes.setdefault(size, axis)
