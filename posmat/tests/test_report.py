@@ -170,14 +170,6 @@ def test_each_verb_says_how_it_is_used(capsys):
             assert capsys.readouterr().out.startswith(f"Usage: {' '.join(['posmat', *words])} ")
 
 
-def test_a_reader_who_has_gone_is_no_traceback():
-    code = f"{LIGHT}\nfrom posmat.report import cli\nsys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "report", "--parameters"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
-        driver.stdout.close()
-        assert driver.stderr.read() == b"" and driver.wait() == 1
-
-
 def test_every_text_is_utf_8_whatever_the_system_says(tmp_path):
     """The driver and a kernel where texts are ASCII by default, as they are not UTF-8 on Windows.
 
