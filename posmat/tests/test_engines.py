@@ -10,23 +10,12 @@ from functools import partial
 import pytest
 import torch
 
+import posmat as pm
 from posmat.layer import engines, exact, gemm, proof
-from posmat.layer.engines import ENGINES, by_float32, engine_for
-from posmat.layer.gemm import one_sided_product, positive_matrix_product
-from posmat.layer.problem import NotAvailable, ProblemSize, random_operands
-from posmat.layer.products import integer_product
+from posmat.layer.engines import ENGINES, by_float32
+from posmat.layer.problem import NotAvailable
 from posmat.layer.proof import BYTES, INT8, MAGNITUDES, RANGES
-from posmat.multipliers.product import inexact_product
-from posmat.tests.operands import (
-    CPU,
-    LAYOUTS,
-    WAYS,
-    check,
-    constant,
-    is_available,
-    lay_out,
-    operands,
-)
+from posmat.tests.operands import CPU, WAYS, check, constant, is_available, layouts, operands
 
 LONGEST = {
     "float32": {INT8: 1024, MAGNITUDES: 1024, BYTES: 512},
@@ -61,7 +50,7 @@ def test_an_engine_is_exact_on_both_sides_of_its_longest_block(name, range_, req
 def test_sums_are_right_modulo_what_their_accumulator_holds():
     """Scales beyond 2**31 serve in int32 where the sum fits: 2**32 and a bit is the bit."""
     x, w = operands(20, 7, 40)
-    y = integer_product(x, w)
+    y = pm.integer_product(x, w)
     engine = ENGINES["float32"]
     weights = engine.prepare(torch.cat([w, w]))
 
@@ -85,7 +74,7 @@ def test_an_engine_takes_every_layout(name, dtype, request):
     for M, N, K in ((33, 20, 65), (1, 9, 1), (9, 1, 1), (1, 1, 7)):
         a, w = (t % 50 for t in operands(M, N, K))
         a = a.to(dtype)
-        pairs = [(lay_out(a, layout), lay_out(w, layout)) for layout in LAYOUTS]
+        pairs = zip(layouts(a), layouts(w), strict=True)
         for left, right in (*pairs, (a[:1].expand(M, K), w[:, :1].expand(N, K))):  # stride 0
             expected = (left.double() @ right.double().t()).int()
             for weights in (right.t(), engine.prepare(right)):
@@ -125,7 +114,7 @@ def int8_is_fastest(monkeypatch):
 
     What stands in for it takes long at the probe's largest size, which is smaller here.
     """
-    monkeypatch.setattr(proof, "LARGE", ProblemSize(64, 32, 1024))
+    monkeypatch.setattr(proof, "LARGE", pm.ProblemSize(64, 32, 1024))
     monkeypatch.setattr(
         proof, "_best_seconds", lambda products, *_: {n: 2.0 - ("int8" in n) for n in products}
     )
@@ -140,16 +129,16 @@ def test_where_pairs_saturate_the_range_decides(monkeypatch, nothing_found, int8
         return saturating(*arguments, **options)
 
     monkeypatch.setattr(torch, "_int_mm", counted)
-    names = {of: engine_for(CPU, of).name for of in RANGES}
+    names = {of: pm.engine_for(CPU, of).name for of in RANGES}
     assert names == {INT8: "int8", MAGNITUDES: "int8", BYTES: "float32"}
     x, w = constant(20, 600, 127), constant(9, 600, 127)
     for weights in (w, -w, operands(1, 9, 600)[1]):
-        for method, made in ((positive_matrix_product, 0), (one_sided_product, 2)):
+        for method, made in ((pm.positive_matrix_product, 0), (pm.one_sided_product, 2)):
             calls.clear()
             check(method, x, weights)
             assert len(calls) == made
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: ENGINES["direct"])
-    assert not torch.equal(positive_matrix_product(x, w).long(), integer_product(x, w))
+    assert not torch.equal(pm.positive_matrix_product(x, w).long(), pm.integer_product(x, w))
 
 
 def test_where_int8_saturates_it_is_refused_and_magnitudes_serve(
@@ -164,17 +153,17 @@ def test_where_int8_saturates_it_is_refused_and_magnitudes_serve(
         return y if out is None else out.copy_(y)
 
     monkeypatch.setattr(torch, "_int_mm", shifting)
-    names = {of: engine_for(CPU, of).name for of in RANGES}
+    names = {of: pm.engine_for(CPU, of).name for of in RANGES}
     assert names == {INT8: "float32", MAGNITUDES: "int8", BYTES: "float32"}
     with pytest.raises(NotAvailable, match=r"int8_product is not exact on this cpu: .* wrong for"):
         gemm.int8_product(*operands(3, 4, 5))
     assert exact.chosen_method() == "one_sided_product"
     x, w = operands(40, 20, 1100)
-    for method in (exact.exact_product, one_sided_product, positive_matrix_product):
+    for method in (exact.exact_product, pm.one_sided_product, pm.positive_matrix_product):
         check(method, x, w)
         check(method, constant(4, 600, 127), constant(5, 600, 127))
     for path in ("exact", "gemm"):
-        assert torch.equal(inexact_product(x, w, "exact", path).long(), integer_product(x, w))
+        assert torch.equal(pm.inexact_product(x, w, "exact", path).long(), pm.integer_product(x, w))
 
 
 def test_a_proof_and_a_choice_are_made_once_in_the_same_circumstances(
@@ -193,13 +182,13 @@ def test_a_proof_and_a_choice_are_made_once_in_the_same_circumstances(
         threads(count)
         assert proof.prove(counted, CPU).exact
         for of in RANGES:
-            assert engine_for(CPU, of) is ENGINES["float32"]
+            assert pm.engine_for(CPU, of) is ENGINES["float32"]
     assert asked == [*RANGES, *RANGES]
     assert tried == sorted(tried) and tried.count(1) == tried.count(2) > 0
     monkeypatch.setattr(engines, "choose", lambda *a: proof.Choice(None, {"int8": "it is wrong"}))
     threads(3)
     with pytest.raises(NotAvailable, match="no GEMM is exact on cpu for bytes to 255: int8: it is"):
-        engine_for(CPU, BYTES)
+        pm.engine_for(CPU, BYTES)
 
 
 def test_of_a_slow_one_there_is_no_proof_and_a_fast_and_wrong_one_is_not_taken(
@@ -286,14 +275,14 @@ def test_memory_that_ran_out_once_is_no_finding(failure, monkeypatch, nothing_fo
     def full(*arguments, **options):
         raise failure
 
-    before = engine_for(CPU, MAGNITUDES).name
+    before = pm.engine_for(CPU, MAGNITUDES).name
     engines._engines.clear()
     with monkeypatch.context() as patched:
         patched.setattr(torch, "_int_mm", full)
-        for ask in (lambda: engine_for(CPU, MAGNITUDES), exact.explain):
+        for ask in (lambda: pm.engine_for(CPU, MAGNITUDES), exact.explain):
             with pytest.raises(RuntimeError, match="memory"):
                 ask()
-    assert engine_for(CPU, MAGNITUDES).name == before
+    assert pm.engine_for(CPU, MAGNITUDES).name == before
     assert "memory" not in exact.explain()
 
 
@@ -311,9 +300,9 @@ def run_fresh(function, *words: str) -> None:
 
 
 def check_all(sizes, ranges=((-128, 127),)):
-    ways = [*filter(is_available, WAYS.values()), partial(inexact_product, multiplier="exact")]
+    ways = [*filter(is_available, WAYS.values()), partial(pm.inexact_product, multiplier="exact")]
     for size, (low, high) in itertools.product(sizes, ranges):
-        x, w = random_operands(ProblemSize(*size), low=low, high=high)
+        x, w = pm.random_operands(pm.ProblemSize(*size), low=low, high=high)
         expected = (x.double() @ w.double().T).int()
         for way in ways:
             assert torch.equal(way(x, w), expected), (way, size, low, high)
@@ -360,16 +349,16 @@ def test_exact_whichever_setting_asks_for_less_precision(setting):
 
 def test_scratch_is_kept_for_the_next_call_unless_large_and_given_back_when_asked(monkeypatch):
     engines.release_scratch()
-    check(positive_matrix_product, *operands(64, 32, 500))
+    check(pm.positive_matrix_product, *operands(64, 32, 500))
     kept = {key: buffer.data_ptr() for key, (buffer, _) in engines._kept.buffers.items()}
     assert ("part", torch.int8) in kept
-    check(positive_matrix_product, *operands(64, 32, 500))
-    check(positive_matrix_product, *operands(3, 2, 50))  # a part of what is there is enough
+    check(pm.positive_matrix_product, *operands(64, 32, 500))
+    check(pm.positive_matrix_product, *operands(3, 2, 50))  # a part of what is there is enough
     assert {key: b.data_ptr() for key, (b, _) in engines._kept.buffers.items()} == kept
     engines.release_scratch()
     assert not engines._kept.buffers
     monkeypatch.setattr(engines, "SCRATCH_LIMIT", 1000)
-    check(positive_matrix_product, *operands(64, 32, 500))
+    check(pm.positive_matrix_product, *operands(64, 32, 500))
     assert ("part", torch.int8) not in engines._kept.buffers
 
 
