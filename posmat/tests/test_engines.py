@@ -26,7 +26,7 @@ LONGEST = {
 @pytest.mark.parametrize("range_", RANGES)
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_is_exact_on_both_sides_of_its_longest_block(name, range_, request):
-    """Sums of several blocks as int64: more than an engine's own sums may hold."""
+    """Sums of several blocks as int64: more than an engine's own sums may hold. Of all bytes."""
     if name == "direct" and not proof.prove(engines.by_int8, CPU, range_).exact:
         pytest.skip(f"int8 GEMMs of {range_} are not exact on this processor")
     if name == "padded":
@@ -80,14 +80,6 @@ def test_an_engine_takes_every_layout(name, dtype, request):
             for weights in (right.t(), engine.prepare(right)):
                 for out in (None, torch.empty((M, N), dtype=torch.int32)):
                     assert torch.equal(engine.gemm(left, weights, out), expected)
-
-
-def test_a_padded_gemm_takes_every_byte(strict_int8_gemm):
-    """The split into seven bits and one is right for all 256 values, not for magnitudes only."""
-    a = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 9).contiguous()
-    b = operands(1, 5, 9)[1].t()
-    assert torch.equal(engines.padded_gemm(a, b), (a.double() @ b.double()).int())
-    assert len(strict_int8_gemm) == 2
 
 
 def test_what_can_be_taken_as_it_is_is_not_copied():
