@@ -1,7 +1,7 @@
 """Figures: the ordered list of them, and how one is drawn, named and kept.
 
-`FIGURES` is only appended to, because a figure's number is its place and its id stands in papers.
-Each is a pure function of rows, in `posmat.charts`, so that anyone can draw it again. No torch.
+`FIGURES` is only appended to: a figure's number is its place, and its id, which stands in file
+names and papers, never changes. Anyone can draw it again, from rows alone. No torch.
 """
 
 import difflib
@@ -20,8 +20,7 @@ from posmat.charts.style import STYLE, Chart, in_words, medians, summaries_kept
 class FigureSpec:
     """One figure of the list, drawn for each run and variant of its notebook from its files alone.
 
-    The id stands in file names and papers and never changes. `reads` names the files, one for each
-    frame that `draw`, `caption` and `table` are given.
+    `reads` names the files, one for each frame that `draw`, `caption` and `table` are given.
     """
 
     id: str
@@ -57,10 +56,10 @@ def draw_figure(figure_id: str, *frames: pd.DataFrame) -> Chart:
 
 def find_figure(figure_id: str) -> FigureSpec:
     """The entry of the list with this id, or a KeyError that suggests near ones."""
-    by_id = {spec.id: spec for spec in FIGURES}
-    if figure_id in by_id:
-        return by_id[figure_id]
-    raise unknown_figure(figure_id, by_id)
+    for spec in FIGURES:
+        if spec.id == figure_id:
+            return spec
+    raise unknown_figure(figure_id, [spec.id for spec in FIGURES])
 
 
 def unknown_figure(word: str, known: Iterable[str]) -> KeyError:

@@ -6,25 +6,8 @@ range over several.
 
 import pandas as pd
 
-from posmat.charts.style import (
-    BLUE,
-    FAINT,
-    INK,
-    MARKS,
-    ORANGE,
-    Chart,
-    chart_of_lines,
-    chart_of_nothing,
-    looks_of,
-    measured_on,
-    summary_of,
-    value_of,
-    words_of_control,
-    words_of_kernels,
-    words_of_rounds,
-    words_of_speedup,
-    words_of_wrong,
-)
+from posmat.charts import style
+from posmat.charts.style import BLUE, FAINT, INK, MARKS, ORANGE, Chart
 from posmat.measure.summary import AGAIN, FLOOR, baseline_of, is_control
 
 
@@ -44,16 +27,16 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     points = pd.DataFrame({"x": 1e3 * timed["seconds"].astype(float), "kind": method.map(kinds)})
     points = points.assign(y=method.map(methods.index), hollow=method.map(table["wrong"]))
     looks = {"baseline": (ORANGE, "o"), "": (BLUE, "o"), "control": (FAINT, "o")}
-    return chart_of_lines(
+    return style.chart_of_lines(
         title, list(table["label"]), points, rows=rows, looks=looks, xlabel="time per call [ms]",
-        values=[value_of(method, line, "   {}×") for method, line in table.iterrows()],
+        values=[style.value_of(method, line, "   {}×") for method, line in table.iterrows()],
         whisker=("pi", 50), faint=True,
     )  # fmt: skip
 
 
 def lines_of_times(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines of the summary that the chart has: the cost of a call only where it is near."""
-    table = summary_of(rows)
+    table = style.summary_of(rows)
     median = table["median"].astype("Float64")
     # Over 30 times below every other line it would leave the axis to show little else.
     far = (30 * median < median.drop(FLOOR, errors="ignore").min()) & (table.index == FLOOR)
@@ -69,9 +52,9 @@ def caption_of_times(question: str, rows: pd.DataFrame) -> str:
     if table.loc[baseline, "state"] == "timed":
         ratio = f"× is the paired ratio to {baseline}"
     return (
-        f"{question} Time per call on {measured_on(rows)}. Faint dots are blocks of calls "
-        f"({words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
-        f"{words_of_wrong(table)}"
+        f"{question} Time per call on {style.measured_on(rows)}. Faint dots are blocks of calls "
+        f"({style.words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
+        f"{style.words_of_wrong(table)}"
     )
 
 
@@ -79,14 +62,15 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
     """One line per method: how many times faster than the baseline, and the control's at last."""
     shown, baseline = lines_of_speedup(rows), baseline_of(rows)
     if shown.empty:
-        return chart_of_nothing(title, f"{baseline} has no time here: there is no speedup over it.")
+        why = f"{baseline} has no time here: there is no speedup over it."
+        return style.chart_of_nothing(title, why)
     ends = {"x": "ratio", "low": "ratio_high", "high": "ratio_low"}
     points = pd.DataFrame({name: 1 / shown[of].astype(float) for name, of in ends.items()})
     kinds = ["control" if is_control(name) else "" for name in shown.index]
     points = points.assign(y=range(len(shown)), kind=kinds, hollow=shown["wrong"])
-    figure = chart_of_lines(
+    figure = style.chart_of_lines(
         title, list(shown["label"]), points, rows=rows[rows["clock"] == "host"],
-        values=[words_of_speedup(line) for _, line in shown.iterrows()],
+        values=[style.words_of_speedup(line) for _, line in shown.iterrows()],
         looks={"": (BLUE, "o"), "control": (INK, "D")}, xlabel=f"speedup over {baseline}",
     )  # fmt: skip
     figure.axes[0].axvline(1, color=FAINT, linewidth=0.6, zorder=1)
@@ -95,7 +79,7 @@ def speedup(rows: pd.DataFrame, title: str) -> Chart:
 
 def lines_of_speedup(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines whose ratio says something: all but the baseline's own, the control at the end."""
-    table = summary_of(rows)
+    table = style.summary_of(rows)
     has = table[(table["state"] == "timed") & table["ratio"].notna()]
     has = has.drop(index=[baseline_of(rows), FLOOR], errors="ignore")
     return has.sort_index(key=lambda names: names.str.endswith(AGAIN), kind="stable")
@@ -103,7 +87,7 @@ def lines_of_speedup(rows: pd.DataFrame) -> pd.DataFrame:
 
 def caption_speedup(rows: pd.DataFrame) -> str:
     """What the marks of `speedup` are."""
-    shown, baseline, where = lines_of_speedup(rows), baseline_of(rows), measured_on(rows)
+    shown, baseline, where = lines_of_speedup(rows), baseline_of(rows), style.measured_on(rows)
     if shown.empty:
         return f"No speedup: {baseline} has no time on {where}."
     runs = int(shown["runs"].max())
@@ -111,7 +95,8 @@ def caption_speedup(rows: pd.DataFrame) -> str:
     whisker = "the range of the runs" if runs > 1 else one
     return (
         f"Speedup over {baseline} on {where}: medians of the ratios within a round, with {whisker} "
-        f"({words_of_kernels(runs)}).{words_of_control(shown, 'diamond')}{words_of_wrong(shown)}"
+        f"({style.words_of_kernels(runs)}).{style.words_of_control(shown, 'diamond')}"
+        f"{style.words_of_wrong(shown)}"
     )
 
 
@@ -125,7 +110,7 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
     """
     names = list(rows["line"].unique())
     then, now = (rows.loc[rows["when"] == when, "where"].unique() for when in ("then", "now"))
-    looks, shifts = looks_of(now, 0.14)
+    looks, shifts = style.looks_of(now, 0.14)
     marks = dict(zip(then, (2 * MARKS)[len(now) % len(MARKS) :], strict=False))
     looks = {place: (INK, mark) for place, mark in marks.items()} | looks
     looks = {place + more: look for place, look in looks.items() for more in ("", _HOLLOW)}
@@ -136,7 +121,8 @@ def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
         kind=rows["where"].where(~rows["hollow"], rows["where"] + _HOLLOW),
         hollow=rows["hollow"],
     )
-    return chart_of_lines(title, names, points, looks=looks, xlabel="time per call [ms]", columns=2)
+    how = {"looks": looks, "xlabel": "time per call [ms]", "columns": 2}
+    return style.chart_of_lines(title, names, points, **how)
 
 
 def rows_then_and_now(rows: pd.DataFrame) -> pd.DataFrame:

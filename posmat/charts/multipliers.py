@@ -4,27 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
-from posmat.charts.style import (
-    BLUE,
-    COLUMN_WIDTH_IN,
-    FAINT,
-    GREEN,
-    INK,
-    ORANGE,
-    PURPLE,
-    Chart,
-    chart_of_lines,
-    chart_of_nothing,
-    dots_on_lines,
-    looks_of,
-    measured_on,
-    name_of,
-    plain_log_ticks,
-    subtitle,
-    summary_of,
-    words_of_control,
-    words_of_wrong,
-)
+from posmat.charts import style
+from posmat.charts.style import BLUE, COLUMN_WIDTH_IN, FAINT, GREEN, INK, ORANGE, PURPLE, Chart
 from posmat.measure.summary import AGAIN, baseline_of
 
 RANDOM_TABLE = "random table"  # how the name of a table drawn at random begins
@@ -32,7 +13,7 @@ RANDOM_TABLE = "random table"  # how the name of a table drawn at random begins
 
 def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
     """Each code as a column of its bits at its place on the number line, and how far others go."""
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 3.1), layout="constrained")
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 3.1))
     bits, distance = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.15))
     magnitudes = codes["magnitude"].to_numpy(int)
     kept = codes.loc[codes["is_code"].astype(bool), "magnitude"].to_numpy(int)
@@ -49,13 +30,11 @@ def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
     distance.vlines(magnitudes, 0, moved, color=ORANGE, linewidth=1)
     distance.plot(magnitudes, moved, "o", color=ORANGE, markersize=1.6, markeredgewidth=0)
     last = int(kept.max())
-    distance.text(
-        last + 1, moved.min(), f"beyond {last},\nthe last code ", ha="right", fontsize=6.5
-    )
+    beyond = f"beyond {last},\nthe last code "
+    distance.text(last + 1, moved.min(), beyond, ha="right", fontsize=6.5)
     distance.set(xlabel="magnitude", ylabel="nearest code − magnitude")
     distance.set_xticks([0, 21, 32, 42, 64, 85, 127])
     distance.grid(axis="y")
-    figure.head(title)
     return figure
 
 
@@ -79,31 +58,27 @@ def error_tables(errors: pd.DataFrame, title: str) -> Chart:
     errors = errors.sort_values("weight", kind="stable").drop(columns="weight")
     tables = dict(list(errors.groupby("multiplier", sort=False)))
     rows = -(-len(tables) // 3)
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 1.38 * rows), layout="constrained")
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 0.9 + 1.38 * rows))
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": 1}
     for axes in panels.flat[len(tables) :]:
         axes.set_visible(False)
     for axes, (name, own) in zip(panels.flat, tables.items(), strict=False):
         table = own.drop(columns="multiplier").to_numpy(float)
         worst = table.flat[np.abs(table).argmax()]
         scaled = np.abs(table) / max(1.0, abs(worst))
-        image = axes.imshow(
-            scaled, origin="lower", interpolation="nearest", cmap="Blues", vmin=0, vmax=1
-        )
+        image = axes.imshow(scaled, origin="lower", interpolation="nearest", **colours)
         words = f"{100 * (table != 0).mean():.0f} % wrong\nworst {worst:,.0f}".replace("-", "−")
         axes.set_title(f"{name}\n{words}", fontsize=7, loc="left")
         axes.set(xticks=[0, 64, 127], yticks=[0, 64, 127])
         axes.tick_params(labelsize=6.5, length=2)
         axes.spines[["left", "bottom"]].set_visible(False)
-    bar = figure.colorbar(
-        image, ax=panels, location="bottom", shrink=0.5, aspect=30, pad=0.02, ticks=[0, 1]
-    )
+    place = {"location": "bottom", "shrink": 0.5, "aspect": 30, "pad": 0.02}
+    bar = figure.colorbar(image, ax=panels, ticks=[0, 1], **place)
     bar.set_ticklabels(["exact", "the worst"], fontsize=6.5)
-    bar.outline.set_edgecolor(FAINT)
-    bar.outline.set_linewidth(0.5)
+    bar.outline.set(edgecolor=FAINT, linewidth=0.5)
     panels[-1, 1].set_xlabel("input's magnitude")
     panels[rows // 2, 0].set_ylabel("weight's magnitude", y=1.1 if rows % 2 == 0 else 0.5)
-    figure.head(title)
     return figure
 
 
@@ -116,14 +91,15 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     """A dot per multiplier: its GEMMs and the times of one; the square at 1 is the control."""
     baseline, table = baseline_of(rows), lines_of_costs(rows)
     if not (table["path"] == "gemm").any():
-        return chart_of_nothing(title, f"No multiplier has a time over that of {baseline} here.")
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 3.4), layout="constrained")
+        why = f"No multiplier has a time over that of {baseline} here."
+        return style.chart_of_nothing(title, why)
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 3.4))
     axes = figure.subplots()
     looks = {_RANDOM: (BLUE, "o"), _NAMED: (ORANGE, "D"), _AGAIN: (INK, "s")}
     levels = {_LOOKUPS: (GREEN, "-"), _COMPILED: (PURPLE, "--")}
     most = table["gemms"].max()
     for (kind, wrong), own in table.groupby(["kind", "wrong"], sort=False):
-        x, y, label = own["gemms"], own["ratio"], name_of(kind, wrong)
+        x, y, label = own["gemms"], own["ratio"], style.name_of(kind, wrong)
         if kind == _AGAIN:
             low, high = own.iloc[0][["ratio_low", "ratio_high"]].astype(float)
             label += f": {low:.3f}× to {high:.3f}×"
@@ -146,11 +122,10 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
     axes.set_yscale("log")
     axes.set(xlabel="GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    plain_log_ticks(axes.yaxis, table["ratio"])
+    style.plain_log_ticks(axes.yaxis, table["ratio"])
     axes.grid(axis="y", which="major")
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=6.5)
-    subtitle(axes, rows)
-    figure.head(title)
+    style.subtitle(axes, rows)
     return figure
 
 
@@ -158,7 +133,7 @@ def lines_of_costs(rows: pd.DataFrame) -> pd.DataFrame:
     """The lines of the summary that have a ratio, with multiplier, path, number of GEMMs, kind."""
     host = rows[rows["clock"] == "host"]
     facts = host.groupby("method", sort=False)[["multiplier", "path", "gemms"]].first()
-    table = summary_of(rows).join(facts)
+    table = style.summary_of(rows).join(facts)
     table = table[(table["state"] == "timed") & table["ratio"].notna()]
     table = table.astype(dict.fromkeys(["ratio", "ratio_low", "ratio_high", "gemms"], float))
     again = table.index.str.endswith(AGAIN)
@@ -170,45 +145,44 @@ def lines_of_costs(rows: pd.DataFrame) -> pd.DataFrame:
 
 def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     """What the marks of `cost_against_rank` are, and where they were measured."""
-    baseline, table, where = baseline_of(rows), lines_of_costs(rows), measured_on(rows)
+    baseline, table, where = baseline_of(rows), lines_of_costs(rows), style.measured_on(rows)
     if not (table["path"] == "gemm").any():
         return f"No multiplier has a time over that of {baseline} on {where}."
+    control = style.words_of_control(table, "square at 1")
     levels = " Level lines are the table look-ups, which take as long whatever the table."
     return (
         f"The time of a layer under an inexact multiplier, over that of {baseline}, one GEMM, "
         "against how many of them it takes (of multipliers with equally many, one is named), on "
-        f"{where}; lines are intervals.{words_of_control(table, 'square at 1')}"
+        f"{where}; lines are intervals.{control}"
         f"{levels if table['kind'].isin([_LOOKUPS, _COMPILED]).any() else ''} The dotted line is "
-        f"what the GEMMs alone would take.{words_of_wrong(table)}"
+        f"what the GEMMs alone would take.{style.words_of_wrong(table)}"
     )
 
 
 def output_error(shares: pd.DataFrame, title: str) -> Chart:
     """A faint dot per output: its bias and spread over its signal; boldly the outputs' median."""
     names, inputs = list(shares["multiplier"].unique()), list(shares["inputs"].unique())
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)), layout="constrained")
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 0.9 + 0.42 * len(names)))
     panels = figure.subplots(1, 2, sharey=True)
     panels[0].axvline(0, color=FAINT, linewidth=0.5)
-    looks, shifts = looks_of(inputs, 0.36)
+    looks, shifts = style.looks_of(inputs, 0.36)
     y = shares["multiplier"].map(names.index) + shares["inputs"].map(shifts)
     for axes, part in zip(panels, ("bias", "spread"), strict=True):
         points = pd.DataFrame({"x": shares[part], "y": y, "kind": shares["inputs"]})
-        dots_on_lines(
+        style.dots_on_lines(
             axes, points, looks, len(names), f"{part} / signal [%]", log=False, faint=True,
             columns=2 * (part == "bias"),
         )  # fmt: skip
         axes.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
         axes.tick_params(left=False)
-    figure.head(title)
     return figure
 
 
 def shares_of_signal(errors: pd.DataFrame) -> pd.DataFrame:
     """Bias and spread of every output, in percent of its signal."""
     signal = errors["signal"].astype(float)
-    return errors.assign(
-        **{part: 100 * errors[part].astype(float) / signal for part in ("bias", "spread")}
-    )
+    parts = ("bias", "spread")
+    return errors.assign(**{part: 100 * errors[part].astype(float) / signal for part in parts})
 
 
 def digits_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:
@@ -221,7 +195,7 @@ def digits_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:
 def _marks_by_line(points: pd.DataFrame, title: str, apart: float, **how) -> Chart:
     """The mean of `x` of each `kind` on each `line`, the kinds of a line so far `apart`."""
     names = list(points["line"].unique())
-    looks, shifts = looks_of(list(points["kind"].unique()), apart)
+    looks, shifts = style.looks_of(list(points["kind"].unique()), apart)
     points["y"] = points["line"].map(names.index) + points["kind"].map(shifts)
     how |= {"looks": looks, "centre": "mean", "columns": 2 + len(looks) % 2}
-    return chart_of_lines(title, names, points, **how)
+    return style.chart_of_lines(title, names, points, **how)

@@ -6,26 +6,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from posmat.charts.style import (
-    BLUE,
-    COLOURS,
-    INK,
-    MARKS,
-    ORANGE,
-    Chart,
-    apart,
-    as_text,
-    describe_rows,
-    kept,
-    measured_on,
-    plain_numbers,
-    words_of_kernels,
-)
+from posmat.charts import style
+from posmat.charts.style import BLUE, COLOURS, INK, MARKS, ORANGE, Chart
 from posmat.measure.roofline import SIZES, along, measured_roofs, rates
 from posmat.measure.summary import format_figures
 
 PAGE_WIDTH_IN = 7.16  # both columns of a two-column paper
-rates_of = kept(rates)
+rates_of = style.kept(rates)
+
+
+def _heading(title: str, rows: pd.DataFrame) -> str:
+    where = style.describe_rows(rows[rows["axis"] == "centre"])
+    return f"{title}\n{where}, one size varied at a time"
 
 
 def _by_method(table: pd.DataFrame) -> dict:
@@ -41,11 +33,12 @@ def _names_at_right(axes: Axes, ends: dict[str, tuple[float, float, str]], least
     """At the right of the axes a name for each point of a colour, with a line that leads to it."""
     low, high = np.log10(axes.get_ylim())
     heights = [(np.log10(y) - low) / (high - low) for _, y, _ in ends.values()]
-    for (name, (x, y, colour)), height in zip(ends.items(), apart(heights, least), strict=True):
+    heights = style.apart(heights, least)
+    for (name, (x, y, colour)), height in zip(ends.items(), heights, strict=True):
         leader = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
         axes.annotate(
             name, (float(x), float(y)), (1.04, height), textcoords="axes fraction", fontsize=7,
-            va="center", color=as_text(colour), arrowprops=leader | {"color": colour},
+            va="center", color=style.as_text(colour), arrowprops=leader | {"color": colour},
         )  # fmt: skip
 
 
@@ -55,28 +48,25 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
     table = table.assign(ms=1e3 * table["seconds"])
     look = _by_method(table) | {"dashes": False, "markersize": 3.6, "markeredgewidth": 0}
     look |= {"linewidth": 1.1, "errorbar": None}
-    figure = Chart(figsize=(PAGE_WIDTH_IN, 4.3), layout="constrained")
+    figure = Chart(_heading(title, rows), figsize=(PAGE_WIDTH_IN, 4.3))
     grid = figure.subplots(2, 3, sharex="col", sharey="row")
     labels = {"ms": "time per call [ms]", "gmacs": "rate [GMAC/s]"}
+    ring = {"s": 30, "facecolor": "none", "edgecolor": INK, "lw": 0.6}
     for line, quantity in zip(grid, labels, strict=True):
         for axes, (letter, name) in zip(line, SIZES.items(), strict=True):
             data = along(table, letter).astype({name: float})
             sns.lineplot(data, x=name, y=quantity, ax=axes, **look)
             shared = data[data["axis"] == "centre"]
-            axes.scatter(
-                shared[name], shared[quantity], s=30, facecolor="none", edgecolor=INK, lw=0.6
-            )
+            axes.scatter(shared[name], shared[quantity], **ring)
             axes.set(xscale="log", yscale="log", ylabel=labels[quantity])
             axes.set_xlabel(f"{letter}, {name}" if quantity == "gmacs" else "")
             axes.grid(which="major")
             axes.xaxis.set_major_locator(LogLocator(numticks=4))
-            plain_numbers(axes.xaxis)
-        plain_numbers(axes.yaxis)
+            style.plain_numbers(axes.xaxis)
+        style.plain_numbers(axes.yaxis)
         last = along(table, "K").groupby("method", sort=False)[["in_features", quantity]].last()
         ends = {name: (*end, look["palette"][name]) for name, end in last.iterrows()}
         _names_at_right(axes, ends, 0.085)
-    where = describe_rows(rows[rows["axis"] == "centre"])
-    figure.head(f"{title}\n{where}, one size varied at a time")
     return figure
 
 
@@ -84,12 +74,10 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
     table, roofs = rates_of(rows), measured_roofs(rows)
     table = table.assign(gflops=2 * table["gmacs"])
-    look = _by_method(table)
-    figure = Chart(figsize=(PAGE_WIDTH_IN, 3.8), layout="constrained")
+    look = _by_method(table) | {"s": 20, "linewidth": 0, "alpha": 0.85}
+    figure = Chart(_heading(title, rows), figsize=(PAGE_WIDTH_IN, 3.8))
     axes = figure.subplots()
-    sns.scatterplot(
-        table, x="intensity", y="gflops", s=20, linewidth=0, alpha=0.85, ax=axes, **look
-    )
+    sns.scatterplot(table, x="intensity", y="gflops", ax=axes, **look)
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity [FLOP/byte]")
     axes.set(ylabel="rate [GFLOP/s]")
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -110,17 +98,15 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
     last = table.sort_values("intensity").groupby("method")[["intensity", "gflops"]].last()
     ends |= {name: (*last.loc[name], colour) for name, colour in look["palette"].items()}
     _names_at_right(axes, ends, 0.055)
-    plain_numbers(axes.xaxis)
-    plain_numbers(axes.yaxis)
+    style.plain_numbers(axes.xaxis)
+    style.plain_numbers(axes.yaxis)
     axes.grid(which="major")
     axes.legend(loc="upper left", frameon=False, fontsize=6.5)
-    where = describe_rows(rows[rows["axis"] == "centre"])
-    figure.head(f"{title}\n{where}, one size varied at a time")
     return figure
 
 
 def caption_of_sizes(what: str, rows: pd.DataFrame) -> str:
     """A caption for charts over many sizes: what they show, and where it was measured."""
-    kernels = words_of_kernels(rows["run"].nunique())
-    where = measured_on(rows[rows["axis"] == "centre"])
+    kernels = style.words_of_kernels(rows["run"].nunique())
+    where = style.measured_on(rows[rows["axis"] == "centre"])
     return f"{what} Medians over the rounds of {kernels}, on {where}, but for the varied size."

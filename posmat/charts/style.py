@@ -56,9 +56,9 @@ class Chart(Figure):
     title = ""
     reads = ("{stem}.csv",)  # the files of its run that it was drawn from
 
-    def head(self, title: str) -> None:
-        """Put the title over the whole figure, at its left edge."""
-        self.suptitle(title, x=0.01, ha="left", fontsize=8.5)
+    def __init__(self, heading: str = "", **how):
+        super().__init__(layout="constrained", **how)
+        self.suptitle(heading, x=0.01, ha="left", fontsize=8.5)  # over the whole figure
 
     def keep(self, figure_id: str, folder: Path, stem: str, suffix: str) -> None:
         """Write the figure beside the files of its run, as a notebook keeps it."""
@@ -92,11 +92,10 @@ class Chart(Figure):
 
 def chart_of_nothing(title: str, why: str) -> Chart:
     """A chart that says in words why there is nothing to draw."""
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, 0.9), layout="constrained")
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 0.9))
     axes = figure.subplots()
     axes.set_axis_off()
     axes.text(0, 0.5, why, transform=axes.transAxes, va="center", wrap=True)
-    figure.head(title)
     return figure
 
 
@@ -253,17 +252,12 @@ def dots_on_lines(
     faint: bool = False,
     columns: int = 0,
 ) -> None:
-    """On each line a bold dot with its whisker, and faintly the dots that they are of.
+    """On each line a bold dot with its whisker, and where `faint` the dots that they are of.
 
-    Args:
-        points: `x`, `y` (0 for the first line, or a little off), the `kind` of dot, `hollow` where
-            the bold dot of some has no face, and `low` and `high` where these are a whisker's ends.
-        looks: colour and mark of each kind, in the order of the legend.
-        lines: how many there are.
-        log: whether the axis of `x` is logarithmic.
-        centre, whisker: seaborn's names of where the bold dot stands and of what its whisker spans.
-        faint: whether the dots of `points` are shown.
-        columns: of the legend, where there is one.
+    `points` have `x`, `y` (0 for the first line, or a little off), the `kind` of dot, `hollow`
+    where the bold dot of some has no face, and `low` and `high` where these are a whisker's ends.
+    `looks` are colour and mark of each kind, in the order of the legend, which has `columns`.
+    `centre` and `whisker` are seaborn's names of where the bold dot stands and what it spans.
     """
     axes.set(xscale="log" if log else "linear")
     points = points.assign(hollow=points.get("hollow", False))
@@ -313,7 +307,7 @@ def chart_of_lines(
     `rows` were measured.
     """
     height = 0.34 * len(names) + (1.05 if how.get("columns") else 0.85)
-    figure = Chart(figsize=(COLUMN_WIDTH_IN, height), layout="constrained")
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, height))
     axes = figure.subplots()
     dots_on_lines(axes, points, lines=len(names), **how)
     for place, (left, right) in enumerate(zip_longest(names, values)):
@@ -324,7 +318,6 @@ def chart_of_lines(
             axes.text(1.0, place - 0.32, right, ha="right", fontsize=7, **style)
     if rows is not None:
         subtitle(axes, rows)
-    figure.head(title)
     return figure
 
 

@@ -54,12 +54,12 @@ def project_root() -> Path | None:
 
 def variant(parameters: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """What is added to a name because parameters differ: '' or '-batch_size=64-dtype=int8'."""
-    changed = [
+    text = "".join(
         f"-{name}={_for_a_name(value)}"
         for name, value in parameters.items()
         if name not in NOT_IN_VARIANT and value != defaults.get(name)
-    ]
-    text = "".join(changed)  # a file's name may have 255 bytes, with what else stands in it
+    )
+    # A file's name may have 255 bytes, with what else stands in it.
     return text if len(text) <= 150 else f"{text[:143]}~{_short_hash(text)}"
 
 

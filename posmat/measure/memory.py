@@ -44,8 +44,7 @@ def peak_memory(
     Args:
         methods: a name and a function (x, w) -> y that can be imported, for each method.
         sizes: of the operands: one for all methods, or by a method's name those that it meets.
-        dtype, seed: of the operands, as `random_operands` takes them.
-        threads: of PyTorch; each may keep a buffer of its own.
+        dtype, seed, threads: of the operands; of PyTorch, where each may keep a buffer of its own.
         tags: further columns with one value for all rows; `device` says where it is measured.
 
     Returns:
@@ -65,13 +64,9 @@ def peak_memory(
         if device.index is None:  # a fresh process would begin at cuda:0
             device = torch.device("cuda", torch.cuda.current_device())
     orders = [(methods[name], size, dtype, seed, device, threads) for name, size in wanted]
-    done = subprocess.run(
-        [sys.executable, "-m", "posmat.measure.memory"],
-        check=False,
-        env={**os.environ, **GIVE_BACK},
-        input=pickle.dumps(orders),
-        capture_output=True,
-    )
+    command = [sys.executable, "-m", "posmat.measure.memory"]
+    how = {"env": os.environ | GIVE_BACK, "input": pickle.dumps(orders), "capture_output": True}
+    done = subprocess.run(command, check=False, **how)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode:
         last = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]

@@ -101,9 +101,9 @@ class Roofs:
 
         CUDA's int8 GEMM takes no bytes without a sign: each such byte becomes two int8 numbers.
         """
-        gemms = 2 if method in _TWO_GEMMS else 1
-        twice = self.on_cuda and gemms == 2 and self.engines.get(method) == "int8"
-        return 2 * gemms if twice else gemms
+        if method not in _TWO_GEMMS:
+            return 1
+        return 4 if self.on_cuda and self.engines.get(method) == "int8" else 2
 
     def bandwidth(self, moved: float) -> float:
         """Bytes per second of a copy that moves as much: a small one stays in a cache."""

@@ -14,34 +14,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from posmat.machine import (
-    describe_device,
-    describe_environment,
-    describe_host,
-    describe_libraries,
-    gpu_uuid,
-    make_current,
-    read_gpu,
-    require_device,
-    slow_clock_warnings,
-)
-from posmat.measure.files import (
-    ALL_DEVICES,
-    JOB_VARIABLE,
-    LOCAL,
-    SCRATCH,
-    TABLE,
-    RecordError,
-    claim_machine,
-    folder_of,
-    make_folder,
-    project_root,
-    promote,
-    read_rows,
-    rows_hash,
-    scratch_folder,
-    variant,
-)
+from posmat import machine
+from posmat.measure import files
+from posmat.measure.files import ALL_DEVICES, JOB_VARIABLE, LOCAL, SCRATCH, TABLE, RecordError
 
 if TYPE_CHECKING:  # pandas takes most of a second to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -69,7 +44,7 @@ class Run:
             return rows
         import pandas as pd
 
-        return pd.concat([read_rows(earlier), rows], ignore_index=True).convert_dtypes()
+        return pd.concat([files.read_rows(earlier), rows], ignore_index=True).convert_dtypes()
 
     def save(
         self,
@@ -79,41 +54,32 @@ class Run:
         figures: Mapping[str, object] | None = None,
         frames: "Mapping[str, pd.DataFrame] | None" = None,
     ) -> Path:
-        """Keep rows, table, figures and provenance; all of them, or none.
+        """Keep rows, their table, figures and provenance, and give the folder of the rows.
 
-        Args:
-            rows: one per timed block.
-            table: the summary of the rows.
-            figures: what `draw_figure` gave, by the figures' ids.
-            frames: tidy rows of other kinds, by what they are ("memory").
-
-        Returns:
-            The folder that holds the rows.
-
-        Raises:
-            RecordError: the files cannot be written.
+        `figures` are what `draw_figure` gave, by their ids; `frames` tidy rows of other kinds, by
+        what they are ("memory"). All is kept, or nothing and a RecordError is raised.
         """
-        root, machine, device = project_root(), self.tags["machine"], self.tags["device"]
+        root, where = files.project_root(), (self.tags["machine"], self.tags["device"])
         own = self.output_dir or (None if root else Path.cwd() / "posmat-output")
 
         def place(file: str) -> Path:
-            return own or folder_of(root, file, machine, device)
+            return own or files.folder_of(root, file, *where)
 
         tidy = {"": rows} | dict(frames or {})
-        with scratch_folder(own or root / SCRATCH) as folder:
+        with files.scratch_folder(own or root / SCRATCH) as folder:
             for what, frame in tidy.items():
                 frame.to_csv(folder / self._file(what), index=False)
-            digests = {what: rows_hash(folder / self._file(what)) for what in tidy}
+            digests = {what: files.rows_hash(folder / self._file(what)) for what in tidy}
             known = {"rows": len(rows), "rows_sha256": digests.pop(""), "frames_sha256": digests}
             if table is not None:
                 table.to_csv(folder / f"{self.stem}{TABLE}")
             # What tells this run's figures from another's: the variant, the machine, the device.
-            suffix = f"{self.stem.removeprefix(self.notebook)}-{machine}-{device}"
+            suffix = "-".join([self.stem.removeprefix(self.notebook), *where])
             for name, figure in (figures or {}).items():
                 figure.keep(name, folder, self.stem, suffix)
             text = json.dumps(self._provenance(known), indent=2, ensure_ascii=False)
             (folder / f"{self.stem}.json").write_text(text + "\n", encoding="utf-8")
-            promote(folder, place)
+            files.promote(folder, place)
         return place(self._file())
 
     def _file(self, what: str = "") -> str:
@@ -157,15 +123,15 @@ class Run:
         from posmat.measure.timing import GPU_STATES  # imports torch
 
         # Where nothing was timed the device idles and has lowered its clock: that is no warning.
-        after = GPU_STATES[-1] if GPU_STATES else read_gpu(gpu_uuid(self.device))
-        return {"gpu_after": after}, slow_clock_warnings(GPU_STATES, self.tags["run"])
+        after = GPU_STATES[-1] if GPU_STATES else machine.read_gpu(machine.gpu_uuid(self.device))
+        return {"gpu_after": after}, machine.slow_clock_warnings(GPU_STATES, self.tags["run"])
 
 
 def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str = "") -> Run:
     """Begin a run: its parameters, its stem, and the columns that all its rows carry.
 
     Args:
-        notebook: the notebook's name, without .ipynb.
+        notebook: its name, without .ipynb.
         device: that it measures on, or None for a notebook that reads rows only. A CUDA device with
             an index becomes the current one, which clocks and controls go by.
         namespace: the notebook's `globals()`; the values of its parameters are read from there.
@@ -177,7 +143,7 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
             parameter that is no typed literal.
     """
     started, job = time.time(), json.loads(os.environ.get(JOB_VARIABLE, "{}"))
-    machine, root = job.get("machine", LOCAL), project_root()
+    root = files.project_root()
     source = root and root / "notebooks" / f"{notebook}.ipynb"
     declared = read_parameters(source) if source and source.exists() else {}
     defaults = {name: parameter.default for name, parameter in declared.items()}
@@ -185,20 +151,20 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
     parameters |= {"device": str(device)} if "device" in parameters else {}
     # The driver's staging folder is no parameter: a report would carry the path of one machine.
     output_dir = output_dir or job.get("output_dir", "")
-    folder = make_folder(Path(output_dir).expanduser().resolve()) if output_dir else None
-    if root and not folder:
-        claim_machine(root, machine)
-    tags = {"run": job.get("run", 0), "notebook": notebook, "machine": machine}
+    folder = files.make_folder(Path(output_dir).expanduser().resolve()) if output_dir else None
+    tags = {"run": job.get("run", 0), "notebook": notebook, "machine": job.get("machine", LOCAL)}
     tags["device"] = ALL_DEVICES
-    facts = {"host": describe_host(), "libraries": describe_libraries()}
+    if root and not folder:
+        files.claim_machine(root, tags["machine"])
+    facts = {"host": machine.describe_host(), "libraries": machine.describe_libraries()}
     if device is not None:
-        device = require_device(device)
-        make_current(device)
-        tags |= describe_environment(device)
-        facts["device"] = describe_device(device)
+        device = machine.require_device(device)
+        machine.make_current(device)
+        tags |= machine.describe_environment(device)
+        facts["device"] = machine.describe_device(device)
         if device.type == "cuda":
-            facts["gpu_before"] = read_gpu(gpu_uuid(device))
-    stem = job.get("stem", notebook + variant(parameters, defaults))
+            facts["gpu_before"] = machine.read_gpu(machine.gpu_uuid(device))
+    stem = job.get("stem", notebook + files.variant(parameters, defaults))
     return Run(notebook, stem, parameters, tags, device, folder, facts, started)
 
 
@@ -258,13 +224,13 @@ def describe_sources() -> dict:
     package = Path(__file__).resolve().parents[1]
     rooms = ("machine.py", "layer/*.py", "multipliers/*.py", "network/*.py", "measure/*.py")
     paths = sorted(path for room in rooms for path in package.glob(room))
-    modules = {path.relative_to(package).as_posix(): rows_hash(path)[:16] for path in paths}
+    modules = {path.relative_to(package).as_posix(): files.rows_hash(path)[:16] for path in paths}
     facts = {"modules": modules, "commit": None, "tree_clean": None}
-    root = project_root()
+    root = files.project_root()
     if root is None:
         return facts
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    facts["notebooks"] = {path.stem: rows_hash(path)[:16] for path in notebooks}
+    facts["notebooks"] = {path.stem: files.rows_hash(path)[:16] for path in notebooks}
     if commit := ask_git(root, "rev-parse", "HEAD"):
         # What runs leave is no source: the first of several would make the tree unclean for all.
         sources = ("--", ".", ":!data", ":!reports", ":!README.md")

@@ -84,8 +84,8 @@ def all_sweeps(
     for axis, name in SIZES.items():
         middle = getattr(centre, name)
         factors = [4**step for step in range(1, steps + 1)]
-        down = [middle // factor for factor in reversed(factors) if factor <= middle]
-        for length in (*down, *(middle * factor for factor in factors)):
+        shorter = [middle // factor for factor in factors if factor <= middle]
+        for length in shorter + [middle * factor for factor in factors]:
             size = replace(centre, **{name: length})
             if length < middle or wanted_bytes(size, device) <= limit:
                 sizes.setdefault(size, axis)
@@ -101,10 +101,7 @@ def expected_seconds(rows: pd.DataFrame, method: str, size: ProblemSize) -> floa
     if rows.empty:
         return 0.0
     own = rows[(rows["method"] == method) & (rows["state"] == "timed")]
-    work = own["batch_size"] * own["out_features"] * own["in_features"]
-    smaller = work[work <= size.partial_products]
-    if smaller.empty:
-        return 0.0
-    nearest = smaller.max()
-    seconds = float(own.loc[work == nearest, "seconds"].astype(float).median())
-    return seconds * size.partial_products / float(nearest)
+    work = own[list(SIZES.values())].astype(float).prod(axis=1)
+    nearest = work[work <= size.partial_products].max()  # NaN where there is none
+    seconds = own.loc[work == nearest, "seconds"].astype(float).median()
+    return 0.0 if pd.isna(seconds) else seconds * size.partial_products / nearest

@@ -118,11 +118,9 @@ def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     timed = rows[rows["state"] == "timed"]
     medians = timed.groupby(["method", "clock"], sort=False)["seconds"].median().astype(float)
     beside = 1e3 * medians.unstack("clock").reindex(timed["method"].unique())
-    shown, wall = beside.add_suffix(" [ms]"), "seed (wall)"
+    shown, wall = beside.add_suffix(" [ms]").map(format_figures), "seed (wall)"
     if wall in beside:
-        shown[f"{wall} / host"] = beside[wall] / beside["host"]
-    shown = shown.map(format_figures)
-    if wall in beside:
+        shown[f"{wall} / host"] = (beside[wall] / beside["host"]).map(format_figures)
         calls = timed[timed["clock"] == wall].groupby("method")["number"].first().map(str)
         shown["calls"] = calls.reindex(shown.index, fill_value="")
     return shown.rename_axis("method").rename_axis(None, axis=1)
@@ -130,19 +128,12 @@ def clocks_side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
 
 def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
     """The table as it is shown: times in milliseconds to three figures, the unit in the name."""
-    shown = table[["state"]].copy()
-    for name in ("exact", "max_error"):
-        if table[name].notna().any():
-            shown[name] = table[name]
+    facts = table[["state", "exact", "max_error"]].dropna(axis="columns", how="all")
     # As text, each as one would write it: pandas would align numbers of very different size.
-    for name in ("median", "q25", "q75", "first"):
-        shown[f"{name}_ms"] = [format_figures(value) for value in 1e3 * table[name]]
-    for name in ("ratio", "ratio_low", "ratio_high"):
-        shown[name] = [format_figures(value) for value in table[name]]
-    shown[["rounds", "runs"]] = table[["rounds", "runs"]]
-    if (table["warnings"] != "").any():
-        shown["warnings"] = table["warnings"]
-    return shown
+    times = (1e3 * table[["median", "q25", "q75", "first"]]).add_suffix("_ms").map(format_figures)
+    ratios = table[["ratio", "ratio_low", "ratio_high"]].map(format_figures)
+    counts = ["rounds", "runs", *(["warnings"] if (table["warnings"] != "").any() else [])]
+    return pd.concat([facts, times, ratios, table[counts]], axis="columns")
 
 
 def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
@@ -152,17 +143,19 @@ def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
         return f"no time, being {line['state']}"
     if pd.isna(line["ratio"]):
         return f"{format_figures(1e3 * line['median'])} ms ({line['baseline']} has no time here)"
-    ratio, low, high = line["ratio"], line["ratio_low"], line["ratio_high"]
-    value = f"{format_figures(ratio)} times the time of {line['baseline']}"
-    runs, few = line["runs"], _few_rounds(table, method)
+    ratio, low, high = map(format_figures, line[["ratio", "ratio_low", "ratio_high"]])
+    # The pairs of rounds that the ratio is made of.
+    rounds = _group_of(table, method)["rounds"].get(line["baseline"], line["rounds"])
+    rounds, runs = int(min(line["rounds"], rounds)), line["runs"]
+    few = rounds < FEW_ROUNDS * runs
     if runs > 1:
-        spread = f"{format_figures(low)} to {format_figures(high)} over {runs} fresh kernels"
-        spread += f", {few} rounds in all" if few else ""
+        spread = f"{low} to {high} over {runs} fresh kernels"
+        spread += f", {rounds} rounds in all" if few else ""
     else:
-        spread = f"95 % interval {format_figures(low)} to {format_figures(high)} in one run"
-        spread += f" of {few} round{'s' * (few > 1)}" if few else ""
+        spread = f"95 % interval {low} to {high} in one run"
+        spread += f" of {rounds} round{'s' * (rounds > 1)}" if few else ""
     verdict = "" if stands(table, method) else ", which is not told apart from the noise"
-    return f"{value} ({spread}{verdict})"
+    return f"{ratio} times the time of {line['baseline']} ({spread}{verdict})"
 
 
 def stands(table: pd.DataFrame, method: str | tuple) -> bool:
@@ -188,13 +181,6 @@ def stands(table: pd.DataFrame, method: str | tuple) -> bool:
 def _group_of(table: pd.DataFrame, method: str | tuple) -> pd.DataFrame:
     """The lines that a method is compared with, by their names: its group, or the whole table."""
     return table.xs(method[:-1], level=table.index.names[:-1]) if table.index.nlevels > 1 else table
-
-
-def _few_rounds(table: pd.DataFrame, method: str | tuple) -> int:
-    """The pairs of rounds that a ratio is made of, where they are under five in a run; else 0."""
-    line, own = table.loc[method], _group_of(table, method)
-    rounds = int(min(line["rounds"], own["rounds"].get(line["baseline"], line["rounds"])))
-    return rounds if rounds < FEW_ROUNDS * line["runs"] else 0
 
 
 def _line(own: pd.DataFrame, base: pd.DataFrame) -> dict:
@@ -273,7 +259,7 @@ def _is_drifting(seconds: pd.Series) -> bool:
 
 def format_figures(value: float | None, figures: int = 3) -> str:
     """A number to three significant figures, as one would write it: 0.000736, 43.9, 3,280."""
-    if value is None or pd.isna(value):
+    if pd.isna(value):
         return ""
     value = float(value)
     if value == 0 or not np.isfinite(value):

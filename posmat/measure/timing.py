@@ -81,19 +81,16 @@ def time_methods(
     because an idle device lowers them.
 
     Args:
-        methods: callables of no arguments, by name.
         reference: what every method must give, or a mapping with one for each name. An integer
             reference asks for equality, `exact`; a floating one for a `max_error` within
             `error_bound`, the same shape both. None: nothing to compare with, both stay blank.
         baseline: the method that the two controls belong to; they are added when it is named.
-        error_bound: the largest error that a floating result may have.
         time_wrong: names of methods that are timed although they are wrong.
         rounds: at the most.
         seconds: for everything, proof and warm-up included. Where the rounds do not fit in, each
             method gets the same time: quick ones keep their rounds, slow ones meet fewer, but three
             in any case, which may then take longer. None: every method meets all rounds.
-        threads: of PyTorch on the host.
-        seed: of the order in which a round times the methods.
+        threads, seed: of PyTorch on the host; of the order in which a round times the methods.
         clock: "host" (synchronised), or on CUDA "event" (device time, second-level cache flushed)
             or "graph" (replay of a captured graph, hot cache), each the median over `number` calls
             or replays. None: all that the device has, one after the other, sharing the seconds.
@@ -163,8 +160,8 @@ def time_as_seed(
     method is proved first, so its first call is not a cold one, and `first_s` is blank.
 
     Args:
-        methods, reference, error_bound, time_wrong, tags: as for `time_methods`; `reference` and
-            `time_wrong` may name more methods than these.
+        methods, reference, error_bound, time_wrong, tags: as for `time_methods`, with the same
+            errors; `reference` and `time_wrong` may name more methods than these.
         calls: in the loop; the row's `number` says how many there were.
         synchronise: wait for the device after each call, as some of the seed's cells do.
         seconds: that the loop of one method should take. Where a call of 50 ms or more makes it
@@ -174,9 +171,6 @@ def time_as_seed(
     Returns:
         Two rows for each method, with the clocks 'seed (process)' and 'seed (wall)'; a method that
         was not timed says why in both. `synchronised` is 'yes', 'no', or 'not needed' on the CPU.
-
-    Raises:
-        ValueError: as for `time_methods`.
     """
     on_cuda = require_device(str(tags.get("device", "cpu"))).type == "cuda"
     wait = torch.cuda.synchronize if on_cuda else lambda: None
@@ -226,8 +220,7 @@ def _proofs(methods, reference, error_bound, time_wrong, timer) -> dict[str, Cal
             f"reference has nothing for {', '.join(missing)}, but for {', '.join(reference)}: give "
             "each method one, or None where there is nothing to compare with."
         )
-    ours = {name: reference[name] for name in methods}
-    floating = [n for n, one in ours.items() if one is not None and one.is_floating_point()]
+    floating = [n for n in methods if (y := reference[n]) is not None and y.is_floating_point()]
     if floating and error_bound is None:
         raise ValueError(
             f"the reference of {', '.join(floating)} is floating and error_bound is None: give the "

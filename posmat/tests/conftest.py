@@ -18,13 +18,7 @@ if os.environ.get("POSMAT_TEST_WITHOUT_ONEDNN"):
 # The files that take longest, which are begun first: what is begun last ends last.
 LONGEST = ["notebooks", "cluster", "gemm", "resume", "draw", "failures", "check", "report"]
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    ),
-]
+no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
@@ -42,7 +36,7 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=no_cuda)])
 def device(request) -> str:
     """Each device that a method must be right on; CUDA is skipped where there is none."""
     return request.param

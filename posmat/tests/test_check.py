@@ -77,7 +77,7 @@ ORPHAN = "belongs to no rows in data/: remove it."
 OLD_FIGURE, OLD_REPORT = PICTURES / "old-alpha-cpu.svg", REPORTS / "05_old.html"
 FAILED = REPORTS / "06_gemm_formulations.failed.ipynb"
 HOST = Path("data/alpha/host.json")
-STEMS = ("elementwise", "=int8", NAME)
+OTHER_HOST = [f"{s}.json was made on another host" for s in ("elementwise", "=int8", NAME)]
 DRAWN = [f"{PICTURE}.{kind} {NOT_GIVEN}" for kind in KINDS]
 
 # What is done to a project, and the lines that tell of it, each by a part of it.
@@ -94,10 +94,7 @@ HARM = {
     "no notebook": (gone(f"notebooks/{NAME}.ipynb"), [f"{page} {NOT_GIVEN}" for page in PAGES]),
     "a report of no run": (put(OLD_REPORT), [f"{OLD_REPORT} {ORPHAN}"]),
     "what a failed run left": (put(FAILED), []),
-    "a frame that is gone": (
-        gone(MEMORY),
-        [f"{MEMORY} is missing: measure again, or restore the file."],
-    ),
+    "a frame that is gone": (gone(MEMORY), [f"{MEMORY} is missing: measure again, or restore"]),
     "provenance that is none": (
         changed(JSON, '"host": {', '"host": null, "was": {'),
         [f"{JSON} has null as 'host', where an object belongs"],
@@ -111,10 +108,7 @@ HARM = {
         two_machines,
         [f"{NAME}.csv has rows of the machine 'beta', not of 'alpha'.", f"{MEMORY} {ORPHAN}"],
     ),
-    "another host": (
-        put(HOST, '{"host_identity": "other"}'),
-        [f"{stem}.json was made on another host" for stem in STEMS],
-    ),
+    "another host": (put(HOST, '{"host_identity": "other"}'), OTHER_HOST),
     "no host": (gone(HOST), [f"{HOST} is missing or names no host"]),
     "new rows": (other_rows, [f"{TABLE} {NOT_GIVEN}", *DRAWN]),
 }

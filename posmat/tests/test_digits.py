@@ -1,14 +1,12 @@
 """The digits' network: the same seed gives the same one, and integers that agree agree to the end.
 
-Also the charts of notebooks 08 and 09, which are drawn from frames.
+Also the charts of notebook 09 that two kinds of tables share.
 """
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from posmat.charts.catalogue import FIGURES, draw_figure
+from posmat.charts.catalogue import draw_figure
 from posmat.multipliers.fibonacci import is_fibonacci, quantize_fibonacci
 from posmat.multipliers.shipped import find_multiplier, multiplier_names
 from posmat.network import digits
@@ -101,71 +99,17 @@ def test_cuda_gives_the_same_integers(images, network):
     assert torch.equal(there.sums[0].cpu(), here.sums[0])
 
 
-# --- charts drawn from frames ---------------------------------------------------------------------
-
-
-def frames() -> dict[str, pd.DataFrame]:
-    """A small frame for each chart, as the notebooks keep them."""
-    magnitudes = np.arange(8)
-    codes = magnitudes & magnitudes >> 1 == 0
-    rounding = [
-        {"distribution": d, "codes": c, "relative_error": e}
-        for d in ("normal", "uniform")
-        for c, e in (("plain int8", 0.01), ("Fibonacci", 0.1))
-    ]
-    tables = pd.concat(
-        pd.DataFrame(table, columns=list("01234567")).assign(multiplier=name, weight=magnitudes)
-        for name, table in (("small", -np.eye(8)), ("none", np.zeros((8, 8))))
-    )
-    outputs = [
-        {"multiplier": "m", "inputs": i, "output": n, "bias": n - 1, "spread": 2, "signal": 9}
-        for i in ("both signs", "after ReLU")
-        for n in range(3)
-    ]
-    accuracies = [
-        {"seed": s, "multiplier": "or_pairs", "weights": w, "accuracy": 0.9 + s / 100}
-        for s in range(2)
-        for w in ("plain", "Fibonacci")
-    ]
-    facts = {
-        "torch._int_mm": (1e-3, None, None, None),
-        "or_pairs": (3e-3, "or_pairs", "gemm", 2),
-        "random table, rank 4": (8e-3, "random table, rank 4", "gemm", 5),
-        "look-up": (0.2, "or_pairs", "lookup", None),
-    }
-    timed = make_rows({name: seconds for name, (seconds, *_) in facts.items()}, *MACHINES[0])
-    for i, column in enumerate(("multiplier", "path", "gemms"), start=1):
-        timed[column] = [facts.get(name, (None,) * 4)[i] for name in timed["method"]]
-    timed = timed.convert_dtypes()
-    return {
-        "fibonacci-codes": pd.DataFrame(
-            {"magnitude": magnitudes, "is_code": codes, "nearest": [0, 1, 2, 4, 4, 5, 5, 5]}
-        ),
-        "fibonacci-rounding": pd.DataFrame(rounding),
-        "inexact-multipliers": timed,
-        "error-tables": tables,
-        "cost-against-rank": timed,
-        "output-error": pd.DataFrame(outputs),
-        "digits-accuracy": pd.DataFrame(accuracies),
-    }
-
-
-@pytest.mark.parametrize("name", frames())
-def test_a_chart_is_drawn_from_its_frame(name, tmp_path):
-    frame = frames()[name]
-    figure = draw_figure(name, frame)
-    figure.draw_without_rendering()
-    spec = next(spec for spec in FIGURES if spec.id == name)
-    assert figure.caption == spec.describe(*spec.shown(frame))[0] and figure.caption.endswith(".")
-    assert spec.notebook[:2] in ("08", "09")
-    # As it is read back from its file, where every column of a table is a string, it is the same.
-    frame.to_csv(tmp_path / "frame.csv", index=False)
-    drawn = draw_figure(name, pd.read_csv(tmp_path / "frame.csv"))
-    assert [len(axes.lines) for axes in drawn.axes] == [len(axes.lines) for axes in figure.axes]
-
-
 def test_random_tables_stand_in_one_chart_and_not_in_the_other():
-    rows = frames()["cost-against-rank"]
+    facts = {
+        "torch._int_mm": (1e-3, None, None),
+        "or_pairs": (3e-3, "gemm", 2),
+        "random table, rank 4": (8e-3, "gemm", 5),
+        "look-up": (0.2, "lookup", None),
+    }
+    rows = make_rows({name: seconds for name, (seconds, *_) in facts.items()}, *MACHINES[0])
+    for i, column in enumerate(("path", "gemms"), start=1):
+        rows[column] = [facts.get(name, (None,) * 3)[i] for name in rows["method"]]
+    rows = rows.assign(multiplier=rows["method"]).convert_dtypes()
     times = [text.get_text() for text in draw_figure("inexact-multipliers", rows).axes[0].texts]
     assert "or_pairs" in times and not any("random" in text for text in times)
     axes = draw_figure("cost-against-rank", rows).axes[0]

@@ -221,9 +221,9 @@ import posmat.charts.catalogue, posmat.report.derive
 from posmat.report import cli
 
 cli._root = lambda: pathlib.Path(sys.argv[1])
-for words in (["cite", sys.argv[2]], ["check"], ["draw", sys.argv[2]]):
+for words in ("cite", sys.argv[2]), ("check",), ("draw", sys.argv[2]), ("report", "--parameters"):
     if not os.fork():
-        sys.exit(cli.main(words))
+        sys.exit(cli.main([*words]))
     if os.waitstatus_to_exitcode(os.wait()[1]) != 1:
         print(words, "did not notice", file=sys.stderr)
 """

@@ -1,56 +1,40 @@
 """What an engine is, which one is taken, and the proof of it; the memory that all of them share."""
 
-import json
+import itertools
+import multiprocessing
 import os
-import subprocess
-import sys
-import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 
+import posmat as pm
 from posmat.layer import engines, exact, gemm, proof
-from posmat.layer.engines import (
-    ENGINES,
-    Term,
-    as_rows,
-    by_float32,
-    by_int8,
-    engine_for,
-    in_eights,
-    padded_gemm,
-    sum_of_gemms,
-)
-from posmat.layer.gemm import one_sided_product, positive_matrix_product
-from posmat.layer.problem import NotAvailable, ProblemSize
-from posmat.layer.products import integer_product
+from posmat.layer.engines import ENGINES, by_float32
+from posmat.layer.problem import NotAvailable
 from posmat.layer.proof import BYTES, INT8, MAGNITUDES, RANGES
-from posmat.multipliers.product import inexact_product
-from posmat.tests.operands import CPU, LAYOUTS, check, constant, lay_out, operands
+from posmat.tests.operands import CPU, WAYS, check, constant, is_available, layouts, operands
 
 LONGEST = {
-    ("float32", INT8): 1024,
-    ("float32", MAGNITUDES): 1024,
-    ("float32", BYTES): 512,
-    ("int8", INT8): 131_064,
-    ("int8", MAGNITUDES): 131_064,
-    ("int8", BYTES): 65_792,
+    "float32": {INT8: 1024, MAGNITUDES: 1024, BYTES: 512},
+    "int8": {INT8: 131_064, MAGNITUDES: 131_064, BYTES: 65_792},
 }
 
 
 @pytest.mark.parametrize("range_", RANGES)
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_is_exact_on_both_sides_of_its_longest_block(name, range_, request):
-    """Sums of several blocks as int64: more than an engine's own sums may hold."""
-    if name == "direct" and not proof.prove(by_int8, CPU, range_).exact:
+    """Sums of several blocks as int64: more than an engine's own sums may hold. Of all bytes."""
+    if name == "direct" and not proof.prove(engines.by_int8, CPU, range_).exact:
         pytest.skip(f"int8 GEMMs of {range_} are not exact on this processor")
     if name == "padded":
         request.getfixturevalue("strict_int8_gemm")
     engine, (dtype, low, high) = ENGINES[name], RANGES[range_]
     largest = max(-low, high)
     longest = engine.longest(largest * 128)
-    assert longest == LONGEST[engine.name, range_]
+    assert longest == LONGEST[engine.name][range_]
     assert longest * largest * 128 <= engine.largest_sum < (longest + 9) * largest * 128
     for K in (1, longest, longest + 9):
         w = torch.cat([constant(2, K, -128), constant(1, K, 127), operands(1, 2, K)[1]])
@@ -58,20 +42,21 @@ def test_an_engine_is_exact_on_both_sides_of_its_longest_block(name, range_, req
         for a in (torch.full((3, K), high), torch.full((3, K), low), random):
             expected = (a.double() @ w.double().t()).long()
             for weights in (w.t(), engine.prepare(w)):
-                term = Term(weights, longest)
-                y = sum_of_gemms(a.to(dtype), [term], len(w), engine, torch.int64)
+                term = engines.Term(weights, longest)
+                y = engines.sum_of_gemms(a.to(dtype), [term], len(w), engine, torch.int64)
                 assert torch.equal(y, expected)
 
 
 def test_sums_are_right_modulo_what_their_accumulator_holds():
     """Scales beyond 2**31 serve in int32 where the sum fits: 2**32 and a bit is the bit."""
     x, w = operands(20, 7, 40)
-    y = integer_product(x, w)
+    y = pm.integer_product(x, w)
     engine = ENGINES["float32"]
     weights = engine.prepare(torch.cat([w, w]))
 
     def summed(scales, accumulator):
-        return sum_of_gemms(x, [Term(weights, 1024, None, scales)], 7, engine, accumulator)
+        terms = [engines.Term(weights, 1024, None, scales)]
+        return engines.sum_of_gemms(x, terms, 7, engine, accumulator)
 
     for scale in (2**31, 2**32 - 3, 255**4, -(2**31) - 7):
         found = summed((scale, 3 - scale), torch.int32)
@@ -89,7 +74,7 @@ def test_an_engine_takes_every_layout(name, dtype, request):
     for M, N, K in ((33, 20, 65), (1, 9, 1), (9, 1, 1), (1, 1, 7)):
         a, w = (t % 50 for t in operands(M, N, K))
         a = a.to(dtype)
-        pairs = [(lay_out(a, layout), lay_out(w, layout)) for layout in LAYOUTS]
+        pairs = zip(layouts(a), layouts(w), strict=True)
         for left, right in (*pairs, (a[:1].expand(M, K), w[:, :1].expand(N, K))):  # stride 0
             expected = (left.double() @ right.double().t()).int()
             for weights in (right.t(), engine.prepare(right)):
@@ -97,18 +82,10 @@ def test_an_engine_takes_every_layout(name, dtype, request):
                     assert torch.equal(engine.gemm(left, weights, out), expected)
 
 
-def test_a_padded_gemm_takes_every_byte(strict_int8_gemm):
-    """The split into seven bits and one is right for all 256 values, not for magnitudes only."""
-    a = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 9).contiguous()
-    b = operands(1, 5, 9)[1].t()
-    assert torch.equal(padded_gemm(a, b), (a.double() @ b.double()).int())
-    assert len(strict_int8_gemm) == 2
-
-
 def test_what_can_be_taken_as_it_is_is_not_copied():
     t = torch.arange(192, dtype=torch.int8).view(24, 8)
-    assert as_rows(t) is t and in_eights(t, 24) is t
-    assert as_rows(t[:, 1:3]).data_ptr() == t[:, 1:3].data_ptr()
+    assert engines.as_rows(t) is t and engines.in_eights(t, 24) is t
+    assert engines.as_rows(t[:, 1:3]).data_ptr() == t[:, 1:3].data_ptr()
 
 
 def saturating(a, b, out=None):
@@ -129,7 +106,7 @@ def int8_is_fastest(monkeypatch):
 
     What stands in for it takes long at the probe's largest size, which is smaller here.
     """
-    monkeypatch.setattr(proof, "LARGE", ProblemSize(64, 32, 1024))
+    monkeypatch.setattr(proof, "LARGE", pm.ProblemSize(64, 32, 1024))
     monkeypatch.setattr(
         proof, "best_seconds", lambda products, *_: {n: 2.0 - ("int8" in n) for n in products}
     )
@@ -144,16 +121,16 @@ def test_where_pairs_saturate_the_range_decides(monkeypatch, nothing_found, int8
         return saturating(*arguments, **options)
 
     monkeypatch.setattr(torch, "_int_mm", counted)
-    names = {of: engine_for(CPU, of).name for of in RANGES}
+    names = {of: pm.engine_for(CPU, of).name for of in RANGES}
     assert names == {INT8: "int8", MAGNITUDES: "int8", BYTES: "float32"}
     x, w = constant(20, 600, 127), constant(9, 600, 127)
     for weights in (w, -w, operands(1, 9, 600)[1]):
-        for method, made in ((positive_matrix_product, 0), (one_sided_product, 2)):
+        for method, made in ((pm.positive_matrix_product, 0), (pm.one_sided_product, 2)):
             calls.clear()
             check(method, x, weights)
             assert len(calls) == made
     monkeypatch.setattr(gemm, "engine_for", lambda *asked: ENGINES["direct"])
-    assert not torch.equal(positive_matrix_product(x, w).long(), integer_product(x, w))
+    assert not torch.equal(pm.positive_matrix_product(x, w).long(), pm.integer_product(x, w))
 
 
 def test_where_int8_saturates_it_is_refused_and_magnitudes_serve(
@@ -168,17 +145,17 @@ def test_where_int8_saturates_it_is_refused_and_magnitudes_serve(
         return y if out is None else out.copy_(y)
 
     monkeypatch.setattr(torch, "_int_mm", shifting)
-    names = {of: engine_for(CPU, of).name for of in RANGES}
+    names = {of: pm.engine_for(CPU, of).name for of in RANGES}
     assert names == {INT8: "float32", MAGNITUDES: "int8", BYTES: "float32"}
     with pytest.raises(NotAvailable, match=r"int8_product is not exact on this cpu: .* wrong for"):
         gemm.int8_product(*operands(3, 4, 5))
     assert exact.chosen_method() == "one_sided_product"
     x, w = operands(40, 20, 1100)
-    for method in (exact.exact_product, one_sided_product, positive_matrix_product):
+    for method in (exact.exact_product, pm.one_sided_product, pm.positive_matrix_product):
         check(method, x, w)
         check(method, constant(4, 600, 127), constant(5, 600, 127))
     for path in ("exact", "gemm"):
-        assert torch.equal(inexact_product(x, w, "exact", path).long(), integer_product(x, w))
+        assert torch.equal(pm.inexact_product(x, w, "exact", path).long(), pm.integer_product(x, w))
 
 
 def test_a_proof_and_a_choice_are_made_once_in_the_same_circumstances(
@@ -197,13 +174,13 @@ def test_a_proof_and_a_choice_are_made_once_in_the_same_circumstances(
         threads(count)
         assert proof.prove(counted, CPU).exact
         for of in RANGES:
-            assert engine_for(CPU, of) is ENGINES["float32"]
+            assert pm.engine_for(CPU, of) is ENGINES["float32"]
     assert asked == [*RANGES, *RANGES]
     assert tried == sorted(tried) and tried.count(1) == tried.count(2) > 0
     monkeypatch.setattr(engines, "choose", lambda *a: proof.Choice(None, {"int8": "it is wrong"}))
     threads(3)
     with pytest.raises(NotAvailable, match="no GEMM is exact on cpu for bytes to 255: int8: it is"):
-        engine_for(CPU, BYTES)
+        pm.engine_for(CPU, BYTES)
 
 
 def test_of_a_slow_one_there_is_no_proof_and_a_fast_and_wrong_one_is_not_taken(
@@ -290,73 +267,63 @@ def test_memory_that_ran_out_once_is_no_finding(failure, monkeypatch, nothing_fo
     def full(*arguments, **options):
         raise failure
 
-    before = engine_for(CPU, MAGNITUDES).name
+    before = pm.engine_for(CPU, MAGNITUDES).name
     engines._engines.clear()
     with monkeypatch.context() as patched:
         patched.setattr(torch, "_int_mm", full)
-        for ask in (lambda: engine_for(CPU, MAGNITUDES), exact.explain):
+        for ask in (lambda: pm.engine_for(CPU, MAGNITUDES), exact.explain):
             with pytest.raises(RuntimeError, match="memory"):
                 ask()
-    assert engine_for(CPU, MAGNITUDES).name == before
+    assert pm.engine_for(CPU, MAGNITUDES).name == before
     assert "memory" not in exact.explain()
 
 
 # --- in processes of their own -------------------------------------------------------------------
 
-# What a process can do once only is done in a fork of one that has torch loaded and never used it.
-SCRIPT = """
-    import json, os, sys, traceback
-    from functools import partial
-    import torch
-    from posmat.layer.engines import by_float32
-    from posmat.layer.exact import explain
-    from posmat.layer.problem import ProblemSize, random_operands
-    from posmat.layer.proof import BYTES, circumstances, prove
-    from posmat.multipliers.product import inexact_product
-    from posmat.tests.operands import CPU, WAYS, is_available
 
-    CORNERS = ((127, 127), (-128, -128))
-    SMALL = [(m, n, k) for m in (1, 17) for n in (1, 16) for k in (1, 2, 31)]
+def run_fresh(function, *words: str) -> None:
+    """Run what a process can do once only in a fork of one that has torch loaded and not used."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system has no fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, context) as process:
+        process.submit(function, *words).result(timeout=200)
 
-    def check(sizes, ranges=((-128, 127),)):
-        ways = [*filter(is_available, WAYS.values()), partial(inexact_product, multiplier="exact")]
-        for size in sizes:
-            for low, high in ranges:
-                x, w = random_operands(ProblemSize(*size), low=low, high=high)
-                expected = (x.double() @ w.double().T).int()
-                for way in ways:
-                    assert torch.equal(way(x, w), expected), (way, size, low, high)
 
-    def capped(isa):
-        os.environ["ONEDNN_MAX_CPU_ISA"] = isa
-        for count in (2, 1) if isa == "AVX512_CORE" else (1,):
-            torch.set_num_threads(count)
-            check([(256, 128, 9216), (300, 77, 1001)])
-        check([(40, 30, 2000), *SMALL], (*CORNERS, (-128, 127)))
+def check_all(sizes, ranges=((-128, 127),)):
+    ways = [*filter(is_available, WAYS.values()), partial(pm.inexact_product, multiplier="exact")]
+    for size, (low, high) in itertools.product(sizes, ranges):
+        x, w = pm.random_operands(pm.ProblemSize(*size), low=low, high=high)
+        expected = (x.double() @ w.double().T).int()
+        for way in ways:
+            assert torch.equal(way(x, w), expected), (way, size, low, high)
 
-    def less_precise(setting):
-        torch.set_num_threads(1)
-        before = circumstances(CPU), circumstances(torch.device("cuda", 0))
-        exec(setting)
-        assert before != (circumstances(CPU), circumstances(torch.device("cuda", 0)))
-        assert prove(by_float32, CPU, BYTES).exact and "exact" in explain()
-        check([(70, 50, 2100)])
 
-    told = {}
-    for name, case in json.loads(sys.argv[1]):
-        read, write = os.pipe()
-        if os.fork() == 0:
-            try:
-                globals()[name](case)
-            except BaseException:
-                os.write(write, traceback.format_exc().encode()[-4000:])
-            os._exit(0)
-        os.close(write)
-        told[case] = os.read(read, 5000).decode()
-        os.wait()
-    print(json.dumps(told))
-"""
-ISAS = ["AVX512_CORE", "AVX2", "SSE41"]
+def use_less_of_the_processor(isa):
+    os.environ["ONEDNN_MAX_CPU_ISA"] = isa
+    for count in (2, 1) if isa == "AVX512_CORE" else (1,):
+        torch.set_num_threads(count)
+        check_all([(256, 128, 9216), (300, 77, 1001)])
+    small = itertools.product((1, 17), (1, 16), (1, 2, 31))
+    check_all([(40, 30, 2000), *small], ((127, 127), (-128, -128), (-128, 127)))
+
+
+def ask_for_less_precision(setting):
+    torch.set_num_threads(1)
+    before = proof.circumstances(CPU), proof.circumstances(torch.device("cuda", 0))
+    exec(setting)
+    assert before != (proof.circumstances(CPU), proof.circumstances(torch.device("cuda", 0)))
+    assert proof.prove(by_float32, CPU, BYTES).exact and "exact" in exact.explain()
+    check_all([(70, 50, 2100)])
+
+
+@pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
+def test_exact_with_less_of_the_processor(isa):
+    """oneDNN reads its limit once."""
+    run_fresh(use_less_of_the_processor, isa)
+
+
 SETTINGS = [
     "torch.set_float32_matmul_precision('medium')",
     "torch.backends.fp32_precision = 'tf32'",
@@ -366,50 +333,24 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def told():
-    """What stopped each case, by its name; an empty string where nothing did."""
-    cases = [("capped", isa) for isa in ISAS] + [("less_precise", one) for one in SETTINGS]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT), json.dumps(cases)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
-@needs_fork
-@pytest.mark.parametrize("isa", ISAS)
-def test_exact_with_less_of_the_processor(isa, told):
-    """oneDNN reads its limit once."""
-    assert not told[isa]
-
-
-@needs_fork
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_exact_whichever_setting_asks_for_less_precision(setting, told):
+def test_exact_whichever_setting_asks_for_less_precision(setting):
     """Some of these settings cannot be taken back."""
-    assert not told[setting]
+    run_fresh(ask_for_less_precision, setting)
 
 
 def test_scratch_is_kept_for_the_next_call_unless_large_and_given_back_when_asked(monkeypatch):
     engines.release_scratch()
-    check(positive_matrix_product, *operands(64, 32, 500))
+    check(pm.positive_matrix_product, *operands(64, 32, 500))
     kept = {key: buffer.data_ptr() for key, (buffer, _) in engines._kept.buffers.items()}
     assert ("part", torch.int8) in kept
-    check(positive_matrix_product, *operands(64, 32, 500))
-    check(positive_matrix_product, *operands(3, 2, 50))  # a part of what is there is enough
+    check(pm.positive_matrix_product, *operands(64, 32, 500))
+    check(pm.positive_matrix_product, *operands(3, 2, 50))  # a part of what is there is enough
     assert {key: b.data_ptr() for key, (b, _) in engines._kept.buffers.items()} == kept
     engines.release_scratch()
     assert not engines._kept.buffers
     monkeypatch.setattr(engines, "SCRATCH_LIMIT", 1000)
-    check(positive_matrix_product, *operands(64, 32, 500))
+    check(pm.positive_matrix_product, *operands(64, 32, 500))
     assert ("part", torch.int8) not in engines._kept.buffers
 
 

@@ -7,35 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import posmat as pm
 from posmat.layer import engines, exact, gemm
-from posmat.layer.engines import ENGINES, by_int8, engine_for
-from posmat.layer.exact import exact_product, explain
-from posmat.layer.gemm import (
-    float32_product,
-    int8_product,
-    longest_block,
-    positive_matrix_product,
-    prepare_float32,
-    prepare_positive,
-)
-from posmat.layer.problem import NotAvailable, ProblemSize, random_operands
-from posmat.layer.products import integer_product, linear_product
+from posmat.layer.engines import ENGINES
 from posmat.layer.proof import BYTES, INT8, MAGNITUDES, prove
-from posmat.multipliers.fibonacci import is_fibonacci, quantize_fibonacci
-from posmat.multipliers.product import inexact_product, prepare_inexact
-from posmat.tests.operands import (
-    CPU,
-    LAYOUTS,
-    METHODS,
-    PREPARED,
-    WAYS,
-    check,
-    constant,
-    is_available,
-    lay_out,
-    operands,
-    unaligned,
-)
+from posmat.tests.operands import PREPARED, WAYS, check, constant, is_available, layouts, operands
 
 BY_FLOAT32 = (WAYS["float32_product"], WAYS["prepare_float32"])
 every_way = pytest.mark.parametrize("method", WAYS.values(), ids=WAYS.keys())
@@ -51,7 +27,7 @@ def problems(draw):
         constants = [torch.full_like(drawn, value) for value in (-128, -1, 0, 127)]
         t = draw(st.sampled_from([drawn, corners, *constants]))
         across = (t[:1].expand(t.shape), t[:, :1].expand(t.shape))  # stride 0
-        pair.append(draw(st.sampled_from([*(lay_out(t, layout) for layout in LAYOUTS), *across])))
+        pair.append(draw(st.sampled_from([*layouts(t), *across])))
     return pair
 
 
@@ -65,12 +41,11 @@ def test_every_way_is_exact(problem):
 
 @every_way
 def test_every_layout_with_an_inner_dimension_of_one_too_and_stride_zero_and_no_numbers(method):
-    for layout in LAYOUTS:
-        for M, N, K in ((1, 1, 1), (1, 9, 1), (9, 1, 1), (33, 17, 1), (9, 20, 33)):
-            x, w = operands(M, N, K)
+    for M, N, K in ((1, 1, 1), (1, 9, 1), (9, 1, 1), (33, 17, 1), (9, 20, 33)):
+        for x, w in zip(*map(layouts, operands(M, N, K)), strict=True):
             # Whatever a fresh result finds in its memory must not be taken for the result.
             torch.full((M, N), 123_456_789, dtype=torch.int32)
-            check(method, lay_out(x, layout), lay_out(w, layout))
+            check(method, x, w)
     x, w = operands(40, 24, 300)
     check(method, x[:1].expand(40, 300), w[:, :1].expand(24, 300))
     check(method, constant(1, 1, -128).expand(1, 1), constant(1, 1, -128).expand(24, 1))
@@ -93,7 +68,7 @@ def test_all_pairs_of_int8(method):
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_seeds_size_with_one_thread_and_two(method, count, threads):
     threads(count)
-    x, w = random_operands(ProblemSize(256, 128, 9216), low=-128)
+    x, w = pm.random_operands(pm.ProblemSize(256, 128, 9216), low=-128)
     if is_available(method):
         assert torch.equal(method(x, w).double(), x.double() @ w.double().T)
 
@@ -114,11 +89,21 @@ def test_the_float32_block_from_both_sides():
     x = constant(1, 1025, -128)
     w = x.clone()
     x[0, -1], w[0, -1] = 1, 1
-    assert linear_product(x[:, :1024], w[:, :1024]).item() == 2**24
-    assert linear_product(x, w).item() != 2**24 + 1
+    assert pm.linear_product(x[:, :1024], w[:, :1024]).item() == 2**24
+    assert pm.linear_product(x, w).item() != 2**24 + 1
     for method in BY_FLOAT32:
         check(method, x[:, :1024], w[:, :1024])
         check(method, x, w)
+
+
+def unaligned():
+    """Operands whose rows begin where CUDA's int8 GEMM cannot load from."""
+    wider_x, wider_w = operands(24, 16, 67)
+    yield wider_x[:, 1:65], wider_w[:, 1:65]
+    yield operands(24, 8, 65_537)  # its last block begins anywhere
+    x, w = operands(24, 16, 64)
+    longer = torch.empty(24 * 64 + 3, dtype=torch.int8)
+    yield longer[3:].view(24, 64).copy_(x), w
 
 
 @every_way
@@ -135,7 +120,7 @@ def test_padded_and_aligned_as_cuda_asks(method, use_engine, strict_int8_gemm):
     check(method, *operands(2, 3, 131_073))
     for x, w in unaligned():
         check(method, x, w)
-    if method is not exact_product:  # which may have found float32 faster
+    if method is not pm.exact_product:  # which may have found float32 faster
         assert bool(strict_int8_gemm) != (method in BY_FLOAT32)
 
 
@@ -145,11 +130,11 @@ def test_a_device_without_an_int8_gemm_takes_float32(method, monkeypatch, nothin
         raise RuntimeError("no int8 GEMM\nfor this device")
 
     monkeypatch.setattr(torch, "_int_mm", missing)
-    if method is int8_product:
-        with pytest.raises(NotAvailable, match=r"does not run here \(no int8 GEMM\)\. Use exact_p"):
+    if method is pm.int8_product:
+        with pytest.raises(pm.NotAvailable, match=r"does not run here \(no int8 .*Use exact_p"):
             method(*operands(3, 3, 3))
         assert exact.chosen_method() == "float32_product"
-        assert "int8_product: it does not run here (no int8 GEMM)" in explain()
+        assert "int8_product: it does not run here (no int8 GEMM)" in pm.explain()
         return
     for K in (1, 1024, 1025, 4000):
         x, w = operands(33, 20, K)
@@ -200,15 +185,15 @@ def test_the_operands_of_the_positive_product_have_no_sign(monkeypatch):
 
 def test_the_parts_of_the_weights_are_non_negative_and_make_them_up():
     w = torch.arange(-128, 128, dtype=torch.int8).reshape(16, 16)
-    weight = prepare_positive(w)
+    weight = pm.prepare_positive(w)
     positive, negative, lowest = weight.parts.int().split(16)
     assert weight.parts.dtype == torch.int8 and weight.parts.min() == 0
     assert torch.equal(positive - negative - lowest, w.int())
     assert not (positive * negative).any()
     # Without a -128 two GEMMs are enough, and of Fibonacci codes both parts are Fibonacci codes.
-    codes = quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)))
-    parts = prepare_positive(codes.weight).parts
-    assert len(parts) == 40 and bool(is_fibonacci(parts).all())
+    codes = pm.quantize_fibonacci(torch.randn(20, 60, generator=torch.Generator().manual_seed(0)))
+    parts = pm.prepare_positive(codes.weight).parts
+    assert len(parts) == 40 and bool(pm.is_fibonacci(parts).all())
 
 
 @pytest.mark.parametrize(("total", "length"), [(65_793, 1600), (65_795, 800)])
@@ -220,15 +205,15 @@ def test_the_longest_block_of_the_weights_at_hand_from_both_sides(total, length,
     w[0, : total % 1600] += 1
     assert int(w.sum()) == total
     for weight in (w, -w):
-        assert prepare_positive(weight).term(engine).longest == length
+        assert pm.prepare_positive(weight).term(engine).longest == length
         check(WAYS["prepare_positive"], constant(300, 1600, 127), weight)
     if length == 800:  # all in one half, which is too much for it too
         halves = torch.cat([w[:, :800] + w[:, 800:], 0 * w[:, 800:]], 1)
-        assert longest_block(halves, 255, engine) == 536
+        assert gemm.longest_block(halves, 255, engine) == 536
     a = torch.full((1, 1600), 255, dtype=torch.uint8)
     assert (engine.gemm(a, w.t()).item() == 255 * total) == (length == 1600)
     for value, longest in ((127, 512), (-128, 512), (0, 70_000)):
-        assert longest_block(constant(2, 70_000, value), 255, engine) == longest
+        assert gemm.longest_block(constant(2, 70_000, value), 255, engine) == longest
 
 
 def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_engine, threads):
@@ -240,10 +225,10 @@ def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_eng
     use_engine("float32")
     w = torch.zeros(3, 20_480, dtype=torch.int8)
     w[:, 10_240 - 500 : 10_240 + 499] = 127
-    weight = prepare_positive(w)
+    weight = pm.prepare_positive(w)
     assert weight.term(ENGINES["float32"]).longest == 10_240
     x = constant(256, 20_480, 127)
-    assert torch.equal(positive_matrix_product(x, weight).long(), integer_product(x, w))
+    assert torch.equal(pm.positive_matrix_product(x, weight).long(), pm.integer_product(x, w))
     for K, longest, columns in ((20_480, 10_240, 9216), (100, 40, 16), (7, 3, 2), (9, 9, 9)):
         lengths = torch.tensor(engines._lengths(K, longest, columns))
         ends = lengths.cumsum(0)
@@ -254,10 +239,9 @@ def test_a_block_does_not_reach_over_the_end_of_the_one_it_was_found_for(use_eng
 @pytest.mark.parametrize(("method", "prepare"), PREPARED)
 def test_prepared_weights_serve_again_and_are_the_weights_as_they_were(method, prepare):
     x, w = operands(33, 20, 2100)
-    weight, before = prepare(w), integer_product(x, w)
+    weight, before = prepare(w), pm.integer_product(x, w)
     w.zero_()
-    for _ in range(2):
-        assert torch.equal(method(x, weight).long(), before)
+    assert all(torch.equal(method(x, weight).long(), before) for _ in range(2))
 
 
 def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
@@ -268,15 +252,16 @@ def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
     x, w = operands(33, 20, 2100)
 
     def prepare_all():
-        return [prepare_positive(w), prepare_inexact(w, "or_pairs"), prepare_inexact(w, "exact")]
+        inexact = [pm.prepare_inexact(w, multiplier) for multiplier in ("or_pairs", "exact")]
+        return [pm.prepare_positive(w), *inexact]
 
     def check_all(weights):
         for weight, y in zip(weights, expected, strict=True):
-            method = inexact_product if weight is not weights[0] else positive_matrix_product
+            method = pm.inexact_product if weight is not weights[0] else pm.positive_matrix_product
             assert torch.equal(method(x, weight), y)
 
-    weights, y = prepare_all(), integer_product(x, w).int()
-    expected = [y, inexact_product(x, w, "or_pairs", "lookup"), y]
+    weights, y = prepare_all(), pm.integer_product(x, w).int()
+    expected = [y, pm.inexact_product(x, w, "or_pairs", "lookup"), y]
     for count in (1, 2):
         threads(count)
         check_all(weights)
@@ -285,7 +270,7 @@ def test_prepared_weights_serve_when_circumstances_change(threads, use_engine):
             without = prepare_all()
         check_all(without)
     exact_engines = ["float32"]
-    if prove(by_int8, CPU, BYTES).exact and prove(by_int8, CPU, INT8).exact:
+    if all(prove(engines.by_int8, x.device, of).exact for of in (BYTES, INT8)):
         exact_engines.append("direct")
     for engine in exact_engines:
         use_engine(engine)
@@ -321,11 +306,11 @@ def test_only_matrices_of_int8_are_prepared():
 def test_weights_prepared_for_another_method_are_refused():
     x, w = operands(4, 3, 8)
     own = {
-        float32_product: prepare_float32(w),
-        positive_matrix_product: prepare_positive(w),
-        inexact_product: prepare_inexact(w, "exact"),
+        pm.float32_product: pm.prepare_float32(w),
+        pm.positive_matrix_product: pm.prepare_positive(w),
+        pm.inexact_product: pm.prepare_inexact(w, "exact"),
     }
-    for method in (*METHODS, inexact_product):
+    for method in (pm.exact_product, pm.int8_product, pm.one_sided_product, *own):
         for foreign in (*own.values(), w.numpy()):
             if foreign is not own.get(method):
                 with pytest.raises(TypeError, match=f"w is a .*: {method.__name__} takes an int8"):
@@ -333,26 +318,26 @@ def test_weights_prepared_for_another_method_are_refused():
 
 
 def test_explain_names_the_choice_and_every_candidate():
-    text = explain("cpu")
+    text = pm.explain("cpu")
     assert text.startswith("exact_product on cpu")
     assert all(f"  {name}: " in text for name in exact.CANDIDATES)
     assert text.splitlines()[0].endswith(f": {exact.chosen_method()}")
-    assert exact.chosen_method(CPU) == exact.chosen_method("cpu")
+    assert exact.chosen_method(torch.device("cpu")) == exact.chosen_method("cpu")
 
 
 @pytest.mark.parametrize("device", ["xpu", "meta", "cuda:99"])
 def test_a_device_that_is_not_there_is_refused(device):
-    for ask in (explain, exact.chosen_method):
+    for ask in (pm.explain, exact.chosen_method):
         with pytest.raises(ValueError, match=device):
             ask(device)
 
 
 def test_without_a_proved_method_the_choice_is_integers(monkeypatch, nothing_found):
-    wrong = {"off by one": lambda x, w: float32_product(x, w) + 1}
+    wrong = {"off by one": lambda x, w: pm.float32_product(x, w) + 1}
     monkeypatch.setattr(exact, "CANDIDATES", wrong)
     assert exact.chosen_method() == "elementwise_product"
-    check(exact_product, *operands(9, 8, 7))
-    assert "off by one: 100% of its numbers are wrong" in explain()
+    check(pm.exact_product, *operands(9, 8, 7))
+    assert "off by one: 100% of its numbers are wrong" in pm.explain()
 
 
 def test_without_onednn_nothing_but_int8_product_takes_the_loop(monkeypatch, threads):
@@ -361,37 +346,37 @@ def test_without_onednn_nothing_but_int8_product_takes_the_loop(monkeypatch, thr
     x, w = operands(20, 9, 1100)
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
         for operands_range in (INT8, MAGNITUDES, BYTES):
-            assert engine_for(CPU, operands_range).name == "float32"
+            assert pm.engine_for(x.device, operands_range).name == "float32"
         assert exact.chosen_method() == "float32_product"
-        assert explain().count("times slower than the fastest") == 2
-        check(int8_product, x, w)
+        assert pm.explain().count("times slower than the fastest") == 2
+        check(pm.int8_product, x, w)
 
         def loop(*arguments, **options):
             raise AssertionError("the loop was called")
 
         monkeypatch.setattr(torch, "_int_mm", loop)
         for method in WAYS.values():
-            if method is not int8_product:
+            if method is not pm.int8_product:
                 check(method, x, w)
                 check(method, *operands(5, 4, 1))
         for multiplier in ("exact", "or_pairs", "or_fours"):
-            inexact_product(x, w, multiplier, "gemm")
+            pm.inexact_product(x, w, multiplier, "gemm")
         with pytest.raises(AssertionError, match="the loop was called"):
-            int8_product(x, w)
+            pm.int8_product(x, w)
 
 
 def test_the_default_device_does_not_matter(nothing_found):
     x, w = operands(20, 8, 1100)
     with torch.device("meta"):
-        results = [method(x, w) for method in WAYS.values() if method is not int8_product]
-    assert all(torch.equal(y.long(), integer_product(x, w)) for y in results)
+        results = [method(x, w) for method in WAYS.values() if method is not pm.int8_product]
+    assert all(torch.equal(y.long(), pm.integer_product(x, w)) for y in results)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_exact_under_autocast(dtype, nothing_found, use_engine):
     x, w = operands(33, 20, 1500)
     with torch.autocast("cpu", dtype=dtype):
-        check(exact_product, x, w)
+        check(pm.exact_product, x, w)
         use_engine("float32")
         for method in WAYS.values():
             if is_available(method):
@@ -403,14 +388,14 @@ def test_a_result_is_not_overwritten_by_the_next_call(method):
     for K in (500, 1) if is_available(method) else ():
         pairs = [operands(64, 32, K, seed=seed) for seed in range(3)]
         for result, pair in [(method(*pair), pair) for pair in pairs]:
-            assert torch.equal(result.long(), integer_product(*pair))
+            assert torch.equal(result.long(), pm.integer_product(*pair))
 
 
 @every_way
 def test_many_threads_at_once(method):
     def is_right(seed):
         x, w = operands(40 + seed, 16, 700, seed=seed)
-        expected = integer_product(x, w)
+        expected = pm.integer_product(x, w)
         return all(torch.equal(method(x, w).long(), expected) for _ in range(10))
 
     if is_available(method):
@@ -427,7 +412,7 @@ def test_what_was_made_in_inference_mode_serves_outside_of_it(method):
         weights = [(make, prepare(w)) for make, prepare in PREPARED]
     check(method, x, w)
     for product, weight in weights:
-        assert torch.equal(product(x, weight).long(), integer_product(x, w))
+        assert torch.equal(product(x, weight).long(), pm.integer_product(x, w))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -435,18 +420,18 @@ def test_what_was_made_in_inference_mode_serves_outside_of_it(method):
 def test_cuda(method):
     for M, N, K in ((0, 3, 8), (1, 1, 1), (16, 7, 9), (17, 8, 64), (256, 128, 9216)):
         x, w = operands(M, N, K)
-        expected = integer_product(x, w)
+        expected = pm.integer_product(x, w)
         try:
             assert torch.equal(method(x.cuda(), w.cuda()).cpu().long(), expected)
             y = method(x.cuda().t().contiguous().t(), w[:1].cuda().expand(N, K))
-        except NotAvailable as error:
+        except pm.NotAvailable as error:
             pytest.skip(str(error))
-        assert torch.equal(y.cpu().long(), integer_product(x, w[:1].expand(N, K)))
+        assert torch.equal(y.cpu().long(), pm.integer_product(x, w[:1].expand(N, K)))
     on_cuda = torch.empty(24 * 67 + 3, dtype=torch.int8, device="cuda")
     for x, w in unaligned():
         offset = on_cuda[3 : 3 + x.numel()].view(x.shape).copy_(x) if x.numel() < 1600 else x.cuda()
         wider = torch.zeros((w.shape[0], w.shape[1] + 3), dtype=torch.int8, device="cuda")
         wider[:, 1:-2] = w
         y = method(offset, wider[:, 1:-2])
-        assert torch.equal(y.cpu().long(), integer_product(x, w))
-    assert "exact_product on cuda" in explain("cuda")
+        assert torch.equal(y.cpu().long(), pm.integer_product(x, w))
+    assert "exact_product on cuda" in pm.explain("cuda")

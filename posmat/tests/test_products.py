@@ -5,24 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posmat.layer.problem import ProblemSize, random_operands
-from posmat.layer.products import (
-    INT32_MAX_IN_FEATURES,
-    accumulator_dtype,
-    elementwise_product,
-    integer_product,
-    linear_product,
-    sign_magnitude_product,
-    unblocked_elementwise_product,
-    unblocked_sign_magnitude_product,
-)
-from posmat.layer.signmag import SignMagnitude, to_sign_magnitude
+import posmat as pm
+from posmat.layer.products import INT32_MAX_IN_FEATURES, integer_product, linear_product
 from posmat.measure import memory
-from posmat.measure.memory import peak_memory
 from posmat.tests.operands import operands
 
-IN_BLOCKS = [elementwise_product, sign_magnitude_product]
-WHOLE = [unblocked_elementwise_product, unblocked_sign_magnitude_product]
+IN_BLOCKS = [pm.elementwise_product, pm.sign_magnitude_product]
+WHOLE = [pm.unblocked_elementwise_product, pm.unblocked_sign_magnitude_product]
 EXACT = [*IN_BLOCKS, *WHOLE]
 METHODS = [*EXACT, linear_product, integer_product]  # the layer is exact at these small K
 SIZES = [(1, 1, 1), (3, 5, 7), (17, 1, 130), (1, 33, 64), (40, 600, 9), (2, 3, 1024)]
@@ -37,7 +26,7 @@ def by_hand(x, w):
 
 
 def test_the_reference_is_the_product_in_pythons_integers(device):
-    X, W = random_operands(ProblemSize(5, 6, 300), device=device, low=-128, high=127)
+    X, W = pm.random_operands(pm.ProblemSize(5, 6, 300), device=device, low=-128, high=127)
     assert integer_product(X, W).dtype == torch.int64
     assert integer_product(X, W).tolist() == by_hand(X, W)
 
@@ -73,12 +62,10 @@ def test_blocks_of_any_size_give_the_same(method, M, N, K, block_elements, seed)
     assert method(x, w, **arguments).tolist() == by_hand(x, w)
 
 
-@pytest.mark.parametrize("method", [sign_magnitude_product, unblocked_sign_magnitude_product])
+@pytest.mark.parametrize("method", [pm.sign_magnitude_product, pm.unblocked_sign_magnitude_product])
 def test_weights_split_before_give_the_same(method, device):
     X, W = (t.to(device) for t in operands(4, 5, 60))
-    assert torch.equal(method(X, to_sign_magnitude(W)), method(X, W))
-    with pytest.raises(TypeError, match=r"magnitude is torch\.int8"):
-        method(X, SignMagnitude(torch.sign(W), W.abs()))
+    assert torch.equal(method(X, pm.to_sign_magnitude(W)), method(X, W))
 
 
 @pytest.mark.parametrize("method", IN_BLOCKS)
@@ -89,21 +76,21 @@ def test_a_block_of_nothing_is_refused(method):
 
 
 def test_the_int32_bound_from_both_sides():
-    assert accumulator_dtype(INT32_MAX_IN_FEATURES) == torch.int32
-    assert accumulator_dtype(INT32_MAX_IN_FEATURES + 1) == torch.int64
+    assert pm.accumulator_dtype(INT32_MAX_IN_FEATURES) == torch.int32
+    assert pm.accumulator_dtype(INT32_MAX_IN_FEATURES + 1) == torch.int64
     for K in (INT32_MAX_IN_FEATURES, INT32_MAX_IN_FEATURES + 1):
         x = torch.full((1, 1), -128, dtype=torch.int8).expand(1, K)
-        for method in (elementwise_product, sign_magnitude_product):
+        for method in (pm.elementwise_product, pm.sign_magnitude_product):
             y = method(x, x)
-            assert y.dtype == accumulator_dtype(K)
+            assert y.dtype == pm.accumulator_dtype(K)
             assert y.item() == K * 128 * 128
 
 
 def test_floating_operands(device):
-    X, W = random_operands(ProblemSize(4, 5, 300), dtype=torch.float32, device=device)
+    X, W = pm.random_operands(pm.ProblemSize(4, 5, 300), dtype=torch.float32, device=device)
     exact = X.double() @ W.double().T
     bound = 300 * 2**-23 * (X.double().abs() @ W.double().abs().T)
-    for method in (linear_product, elementwise_product, unblocked_elementwise_product):
+    for method in (linear_product, pm.elementwise_product, pm.unblocked_elementwise_product):
         y = method(X, W)
         assert y.dtype == torch.float32
         assert ((y - exact).abs() <= bound).all()
@@ -120,8 +107,8 @@ def test_operands_that_do_not_fit_are_refused(method):
 
 def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
     """268 million partial products are 1 GB as int32; in blocks both forms stay below 64 MB."""
-    forms = [elementwise_product, sign_magnitude_product, unblocked_sign_magnitude_product]
-    rows = peak_memory({form.__name__: form for form in forms}, ProblemSize(1024, 1024, 256))
+    forms = [pm.elementwise_product, pm.sign_magnitude_product, pm.unblocked_sign_magnitude_product]
+    rows = pm.peak_memory({form.__name__: form for form in forms}, pm.ProblemSize(1024, 1024, 256))
     peak = rows.set_index("method")["peak_bytes"]
     assert rows["operand_bytes"].tolist() == [2 * 1024 * 256] * 3
     assert peak.iloc[:2].max() <= 64e6
@@ -130,11 +117,11 @@ def test_blocks_bound_the_memory_and_the_whole_form_shows_that_it_is_measured():
 
 def test_where_the_mark_cannot_be_reset_nothing_is_told(monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR_REFS", "/nowhere/clear_refs")  # as on macOS
-    size, cpu = ProblemSize(64, 64, 64), torch.device("cpu")
-    facts = memory._measure(unblocked_elementwise_product, size, torch.int8, 0, cpu, 1)
+    size, cpu = pm.ProblemSize(64, 64, 64), torch.device("cpu")
+    facts = memory._measure(pm.unblocked_elementwise_product, size, torch.int8, 0, cpu, 1)
     assert facts["state"] == "not available" and facts["peak_bytes"] is None
 
 
 def test_memory_that_cannot_be_measured_is_said():
     with pytest.raises(RuntimeError, match=r"memory of gcd at .* exit code 1 .*is there memory"):
-        peak_memory({"gcd": math.gcd}, ProblemSize(1, 1, 1))  # takes no tensors
+        pm.peak_memory({"gcd": math.gcd}, pm.ProblemSize(1, 1, 1))  # takes no tensors

@@ -14,13 +14,9 @@ from posmat.measure.run import read_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TEXTS = [
-    path
-    for path in subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files"], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    if path.endswith((".py", ".md", ".toml", ".txt", ".yml", ".cff", ".ipynb", "Makefile"))
-]
+LISTED = subprocess.run(["git", "-C", ROOT, "ls-files"], check=True, capture_output=True, text=True)
+KINDS = (".py", ".md", ".toml", ".txt", ".yml", ".cff", ".ipynb", "Makefile")
+TEXTS = [path for path in LISTED.stdout.splitlines() if path.endswith(KINDS)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -43,9 +39,7 @@ def test_versions_are_pinned_in_one_place():
     pins = [line for line in constraints.splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", pin) for pin in pins)
     for name in ("pyproject.toml", "environment.yml", "Makefile", "README.md"):
-        text = re.sub(
-            "<!-- posmat:figure .*?/posmat:figure", "", (ROOT / name).read_text(), flags=re.S
-        )
+        text = re.sub("(?s)<!-- posmat:figure .*?/posmat:figure", "", (ROOT / name).read_text())
         assert "2.13.0" not in text, name  # but for what a figure was measured with
     assert '"torch>=2.9"' in (ROOT / "pyproject.toml").read_text()
     lines = (ROOT / "environment.yml").read_text().splitlines()

@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,24 +9,14 @@ import torch
 
 from posmat.layer.problem import ProblemSize
 from posmat.layer.products import linear_product
+from posmat.measure import files, timing
 from posmat.measure import run as records
-from posmat.measure import timing
-from posmat.measure.files import (
-    RecordError,
-    claim_machine,
-    folder_of,
-    make_folder,
-    promote,
-    read_rows,
-    replacing,
-    rows_hash,
-    variant,
-)
+from posmat.measure.files import RecordError, claim_machine, promote, read_rows, rows_hash, variant
 from posmat.measure.memory import peak_memory
 from posmat.measure.run import JOB_VARIABLE, start_run
 from posmat.measure.summary import summarize
+from posmat.tests.sample import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = [
     path
     for folder in ("data", "reports")
@@ -51,7 +40,7 @@ def test_a_variant_is_made_from_what_differs():
 def test_each_file_has_its_folder():
     folders = {"data/m/cpu": ["csv", "json", "memory.csv"], "reports/figures": ["svg"]}
     for folder, ends in (folders | {"reports/m/cpu": ["table.csv", "ipynb", "html"]}).items():
-        assert {folder_of(ROOT, f"05_x.{end}", "m", "cpu") for end in ends} == {ROOT / folder}
+        assert {files.folder_of(ROOT, f"05_x.{end}", "m", "cpu") for end in ends} == {ROOT / folder}
 
 
 OTHER = '{"host_identity": "other", "processor": "Another Processor"}'
@@ -82,14 +71,14 @@ def test_a_file_in_the_place_of_a_folder_is_refused_before_measuring(tmp_path):
 def test_what_is_interrupted_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.csv"]
 
 
 def test_promotion_is_all_or_nothing(tmp_path):
-    staging, good = make_folder(tmp_path / "staging"), make_folder(tmp_path / "good")
+    staging, good = files.make_folder(tmp_path / "staging"), files.make_folder(tmp_path / "good")
     for name in ("a.csv", "b.csv"):
         (staging / name).write_text("new")
     (good / "a.csv").write_text("old")
@@ -195,7 +184,7 @@ def test_every_column_that_posmat_makes_is_described():
 
 
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "project_root", lambda: None)
+    monkeypatch.setattr(records.files, "project_root", lambda: None)
     monkeypatch.chdir(tmp_path)
     start_run(NAME, "cpu", {}).save(rows(1.0))
     assert (tmp_path / "posmat-output" / f"{NAME}.csv").exists()

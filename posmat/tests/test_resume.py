@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import time
-from pathlib import Path
 
 import nbformat
 import psutil
@@ -16,9 +15,8 @@ from posmat.report import cli, freshness
 from posmat.report.freshness import code_of, job_key, sources_key, why_stale
 from posmat.report.jobs import find_notebooks, plan
 from posmat.report.verbs import check_project
+from posmat.tests.sample import ROOT
 from posmat.tests.tiny import KEEP, make_notebook, report, start, wait_for
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def stale(notebook, runs=1, **given) -> str:

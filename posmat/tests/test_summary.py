@@ -1,17 +1,8 @@
 import pandas as pd
 import pytest
 
-from posmat.measure.summary import (
-    AGAIN,
-    baseline_of,
-    check_rows,
-    clocks_side_by_side,
-    format_figures,
-    in_milliseconds,
-    stands,
-    summarize,
-    tell_ratio,
-)
+import posmat as pm
+from posmat.measure.summary import AGAIN, baseline_of, check_rows, stands, summarize, tell_ratio
 
 
 def rows_of(times: dict[str, list[float]], run=0, **columns) -> pd.DataFrame:
@@ -82,7 +73,7 @@ def test_what_was_not_timed_keeps_its_line_and_compares_nothing():
     rows.loc[untimed, ["state", "seconds"]] = ["not supported", pd.NA]
     table = summarize(rows)
     assert table.loc["a", "state"] == "not supported" and pd.isna(table.loc["a", "median"])
-    assert in_milliseconds(table).loc["a", "median_ms"] == ""
+    assert pm.in_milliseconds(table).loc["a", "median_ms"] == ""
     assert tell_ratio(table, "a") == "no time, being not supported"
     assert pd.isna(table.loc["b", "ratio"]) and not stands(table, "b")
     assert tell_ratio(table, "b") == "3,000 ms (a has no time here)"
@@ -91,10 +82,10 @@ def test_what_was_not_timed_keeps_its_line_and_compares_nothing():
 def test_clocks_stand_side_by_side():
     host = rows_of({"a": [0.004] * 3, "b": [0.002] * 3})
     wall = rows_of({"a": [0.001]}, clock="seed (wall)")
-    shown = clocks_side_by_side(pd.concat([host, wall]))
+    shown = pm.clocks_side_by_side(pd.concat([host, wall]))
     assert shown.loc["a"].tolist() == ["4.00", "1.00", "0.250", "10"]
     assert shown.loc["b"].tolist() == ["2.00", "", "", ""]
-    assert clocks_side_by_side(host).columns.tolist() == ["host [ms]"]
+    assert pm.clocks_side_by_side(host).columns.tolist() == ["host [ms]"]
 
 
 def test_the_noise_floor_of_a_group_is_that_of_its_own_control():
@@ -202,4 +193,4 @@ def test_bad_rows_are_refused():
 
 def test_three_figures():
     told = ["0.000736", "43.9", "3,280", "1.00", "0", ""]
-    assert [*map(format_figures, [0.000736, 43.87, 3284.0, 1.0, 0.0, None])] == told
+    assert [*map(pm.format_figures, [0.000736, 43.87, 3284.0, 1.0, 0.0, None])] == told

@@ -14,6 +14,8 @@ from posmat.measure import timing
 from posmat.measure.summary import AGAIN, FLOOR, summarize
 from posmat.measure.timing import COLUMNS, _orders, time_as_seed, time_methods
 
+ONE = {"a": lambda: torch.ones(1)}
+
 
 class Machine:
     """A host and a device on a virtual clock: operations advance one or queue on the other."""
@@ -53,13 +55,20 @@ def measure(clocks, methods, timer=None, **options):
     return time_methods(methods, **options)
 
 
+def as_seed(machine, operation, calls, **options):
+    clock = machine.clock_that_does_not_wait
+    options |= {"reference": None, "wall": clock, "cpu_timer": clock}
+    return time_as_seed({"kernel": operation}, calls, **options)
+
+
 def test_an_asynchronous_millisecond_reads_a_millisecond():
     machine = Machine()
     kernel = {"kernel": machine.device(1e-3)}
     assert measure(machine, kernel)["seconds"].median() == pytest.approx(1e-3, rel=0.02)
     # That can fail: it does with a clock like the seed's, which reads the launch.
     launch = measure(machine, kernel, machine.clock_that_does_not_wait)["seconds"].median()
-    assert launch == pytest.approx(1e-5, rel=0.02)
+    of_seed = as_seed(machine, kernel["kernel"], 100)["seconds"].max()
+    assert (launch, of_seed) == pytest.approx((1e-5, 1e-5), rel=0.02)
 
 
 def test_a_machine_that_halves_its_speed_leaves_an_interleaved_ratio_at_1():
@@ -320,18 +329,6 @@ def test_the_real_clock_never_reads_less_than_was_spent():
     assert rows["cpu_s"].min() > 0
 
 
-def as_seed(machine, operation, calls, **options):
-    clock = machine.clock_that_does_not_wait
-    options |= {"reference": None, "wall": clock, "cpu_timer": clock}
-    return time_as_seed({"kernel": operation}, calls, **options)
-
-
-def test_the_seeds_way_reads_the_launch_of_an_asynchronous_millisecond():
-    machine = Machine()
-    rows = as_seed(machine, machine.device(1e-3), 100)
-    assert rows["seconds"].astype(float).max() == pytest.approx(1e-5, rel=0.02)
-
-
 @pytest.mark.parametrize(
     ("seconds", "asked", "made"),
     [(1e-3, 7, 7), (0.04, 100, 100), (0.07, 100, 42), (0.07, 10, 10), (1.8, 100, 3), (1.8, 2, 2)],
@@ -353,8 +350,7 @@ def test_one_slow_call_does_not_shorten_the_seeds_loop(slow):
 
 
 def test_the_seeds_rows_say_what_was_waited_for_and_claim_no_cold_call(monkeypatch):
-    one = {"a": lambda: torch.ones(1)}
-    rows = time_as_seed(one, 2, reference=torch.zeros(1).long(), synchronise=True, device="cpu")
+    rows = time_as_seed(ONE, 2, reference=torch.zeros(1).long(), synchronise=True, device="cpu")
     assert rows["state"].tolist() == ["wrong"] * 2 and rows["seconds"].isna().all()
     assert rows["clock"].tolist() == ["seed (process)", "seed (wall)"]
     assert rows["synchronised"].tolist() == ["not needed"] * 2 and rows["first_s"].isna().all()
@@ -363,25 +359,25 @@ def test_the_seeds_rows_say_what_was_waited_for_and_claim_no_cold_call(monkeypat
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
     for synchronise, said, waited in ((True, "yes", 4), (False, "no", 2)):
         waits.clear()
-        rows = time_as_seed(one, 2, reference=None, synchronise=synchronise, device="cuda:1")
+        rows = time_as_seed(ONE, 2, reference=None, synchronise=synchronise, device="cuda:1")
         assert rows["synchronised"].tolist() == [said] * 2 and len(waits) == waited
         assert rows["first_s"].isna().all()
 
 
-REFUSED = [
-    ({"clock": "sundial"}, "host, event, graph"),
-    ({"baseline": "b"}, "not among a"),
-    ({"rounds": 0}, "1 or more"),
-    ({"threads": 0}, "1 or more"),
-    ({"seconds": 0}, "seconds=0: give a number above 0, or None for all rounds"),
-    ({"seconds": float("nan")}, "seconds=nan: give a number above 0"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), REFUSED)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clock": "sundial"}, "host, event, graph"),
+        ({"baseline": "b"}, "not among a"),
+        ({"rounds": 0}, "1 or more"),
+        ({"threads": 0}, "1 or more"),
+        ({"seconds": 0}, "seconds=0: give a number above 0, or None for all rounds"),
+        ({"seconds": float("nan")}, "seconds=nan: give a number above 0"),
+    ],
+)
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        time_methods({"a": lambda: torch.ones(1)}, reference=None, **options)
+        time_methods(ONE, reference=None, **options)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -406,29 +402,26 @@ def test_cuda_is_timed_with_all_its_clocks_and_a_graph_that_cannot_be_captured_s
     assert states["add"].eq("timed").all() and states["waits", "graph"] == "not supported"
 
 
-def bring_triton(monkeypatch, **functions):
+def bring_triton(monkeypatch, bench):
     """Put a stub in the place of triton, which may not be installed."""
     stub = types.ModuleType("triton.testing")
-    vars(stub).update({"do_bench": None, "do_bench_cudagraph": None} | functions)
+    stub.do_bench = stub.do_bench_cudagraph = bench
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
     monkeypatch.setitem(sys.modules, "triton.testing", stub)
 
 
 @pytest.mark.parametrize("clock", ["event", "graph"])
 def test_device_clocks_say_that_there_is_no_device_or_give_the_median(clock, monkeypatch):
-    def bench(method, rep, return_mode, **_):
-        return [1.0, 2.0, 6.0]
-
-    bring_triton(monkeypatch, do_bench=bench, do_bench_cudagraph=bench)
-    for there in (False, True):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        rows = time_methods({"a": lambda: torch.ones(1)}, reference=None, clock=clock, rounds=2)
-        assert rows["state"].tolist() == (["timed"] * 2 if there else ["not available"])
-        if there:
-            assert rows["seconds"].tolist() == pytest.approx([2e-3] * 2)
-            assert rows["number"].tolist() == [3, 3]
-        else:
-            assert "CUDA" in rows["why"].iloc[0] and "clock='host'" in rows["why"].iloc[0]
+    bring_triton(monkeypatch, lambda *_, **__: [1.0, 2.0, 6.0])
+    options = {"reference": None, "clock": clock, "rounds": 2}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (line,) = time_methods(ONE, **options).to_dict("records")
+    assert line["state"] == "not available"
+    assert "CUDA" in line["why"] and "clock='host'" in line["why"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    rows = time_methods(ONE, **options)
+    assert rows["state"].tolist() == ["timed"] * 2 and rows["number"].tolist() == [3, 3]
+    assert rows["seconds"].tolist() == pytest.approx([2e-3] * 2)
 
 
 def test_three_clocks_share_the_seconds_and_the_gpu_is_looked_at_while_it_works(monkeypatch):
@@ -450,7 +443,7 @@ def test_three_clocks_share_the_seconds_and_the_gpu_is_looked_at_while_it_works(
             time.sleep(1e-3)  # until the method was called meanwhile
         return {"sm_clock_mhz": 1980.0, "of": uuid}
 
-    bring_triton(monkeypatch, do_bench=bench, do_bench_cudagraph=bench)
+    bring_triton(monkeypatch, bench)
     monkeypatch.setattr(timing, "GPU_STATES", [])
     monkeypatch.setattr(timing, "require_device", lambda _: types.SimpleNamespace(type="cuda"))
     monkeypatch.setattr(timing, "gpu_uuid", lambda _: "0a1b")
