@@ -21,6 +21,7 @@ from posmat.measure.files import ALL_DEVICES, JOB_VARIABLE, LOCAL, SCRATCH, TABL
 if TYPE_CHECKING:  # pandas takes most of a second to load, and `posmat --help` needs none of it
     import pandas as pd
 
+ROOMS = ("layer", "multipliers", "network", "measure")  # what computes and times
 PARAMETER_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -222,8 +223,8 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
 def describe_sources() -> dict:
     """The sources behind a run: git's commit, whether the tree was clean, and a hash per module."""
     package = Path(__file__).resolve().parents[1]
-    rooms = ("machine.py", "layer/*.py", "multipliers/*.py", "network/*.py", "measure/*.py")
-    paths = sorted(path for room in rooms for path in package.glob(room))
+    sources = ("machine.py", *(f"{room}/*.py" for room in ROOMS))
+    paths = sorted(path for pattern in sources for path in package.glob(pattern))
     modules = {path.relative_to(package).as_posix(): files.rows_hash(path)[:16] for path in paths}
     facts = {"modules": modules, "commit": None, "tree_clean": None}
     root = files.project_root()

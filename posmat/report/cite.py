@@ -81,11 +81,9 @@ def _authors(authors: list[dict]) -> str:
     """BibTeX authors; a name of an entity stands in braces, so that none of it is a surname."""
     names = []
     for author in authors:
-        if "name" in author:
-            names.append(f"{{{latex(author['name'])}}}")
-        else:
-            given = author.get("given-names", "")
-            names.append(latex(f"{author.get('family-names', '')}, {given}".strip(", ")))
+        person = filter(None, (author.get("family-names"), author.get("given-names")))
+        name = latex(author.get("name") or ", ".join(person))
+        names.append(f"{{{name}}}" if "name" in author else name)
     return " and ".join(names)
 
 

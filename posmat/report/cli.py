@@ -94,9 +94,7 @@ class Progress(tqdm):
 
 @verbs.command(short_help="run notebooks and keep their rows, tables and figures")
 @click.argument("notebooks", nargs=-1, metavar="[NOTEBOOK]...")
-@click.option(
-    "--device", type=_DEVICES, default="all", help="all: the CPU, and CUDA if it is there"
-)
+@click.option("--device", type=_DEVICES, default="all", help="all: the CPU, and CUDA if there")
 @click.option(
     "-p",
     "parameters",
@@ -108,9 +106,7 @@ class Progress(tqdm):
 @click.option("--parameters", "show_parameters", is_flag=True, help="list them, run nothing")
 @click.option("--machine", default=LOCAL, metavar="NAME", help="publish under this name")
 @click.option("--quick", is_flag=True, help="small sizes, into folders of their own (quick)")
-@click.option(
-    "--runs", type=_COUNT, default=1, metavar="N", help="fresh kernels, their rows pooled"
-)
+@click.option("--runs", type=_COUNT, default=1, metavar="N", help="fresh kernels, rows pooled")
 @click.option("--force", is_flag=True, help="run what is up to date, too")
 @click.option("--cell-timeout", type=_COUNT, metavar="SECONDS", help="that a cell may take")
 @click.option("--scheduler", metavar="ADDRESS", help="of dask, tcp://host:8786: run on its workers")
@@ -253,10 +249,8 @@ def _print_table(outcomes: list) -> None:
     print(f"{'notebook':<{width}}{'machine':<14}{'device':<8}{'seconds':>8}  state")
     for outcome in outcomes:
         job, state = outcome.job, outcome.state.replace("skipped", "skipped (up to date)")
-        line = (
-            f"{job.stem:<{width}}{job.machine:<14}{job.device:<8}{outcome.seconds:>8.1f}  {state}"
-        )
-        print(line, *outcome.warnings, sep="\n  ")
+        line = f"{job.stem:<{width}}{job.machine:<14}{job.device:<8}{outcome.seconds:>8.1f}"
+        print(f"{line}  {state}", *outcome.warnings, sep="\n  ")
     looked_at = [outcome.path for outcome in outcomes if outcome.state in ("done", "failed")]
     print("", *(f"  {path}" for path in looked_at), sep="\n")
 

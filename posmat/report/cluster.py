@@ -91,9 +91,9 @@ def run_there(job: Job, text: bytes) -> tuple[Outcome, dict, dict]:
     facts = installation()
     temporary = Path(tempfile.gettempdir()) / f"{SCRATCH}-{getpass.getuser()}"
     with scratch_folder(temporary) as scratch:
-        source, results = scratch / job.notebook.name, scratch / "results"
+        source, results = scratch / job.source.name, scratch / "results"
         source.write_bytes(text)
-        job = replace(job, notebook=source, root=scratch)
+        job = replace(job, source=source, root=scratch)
         with alone(job):
             outcome = run_in_folder(job, results, job_key(job))
         files = results.iterdir() if results.is_dir() else ()
@@ -130,9 +130,8 @@ def await_machines(client: Client, device: str, say: Say) -> dict[tuple[str, str
     try:
         if not workers_of(client):
             say(f"posmat: no worker has joined yet; one is awaited for up to {JOIN_S} s.")
-            client.wait_for_workers(1, timeout=JOIN_S)
-    except TimeoutError:  # what is not there is told as for any other device
-        pass
+            with suppress(TimeoutError):  # what is not there is told as for any other device
+                client.wait_for_workers(1, timeout=JOIN_S)
     except OSError:
         raise RecordError("the scheduler has gone.") from None
     machines, workers = {}, workers_of(client)
@@ -162,7 +161,7 @@ def place(jobs: list[Job], machines: dict, every: bool, force: bool) -> list[Job
             claim_machine(job.root, machine, facts)
             key = job_key(one, facts["host_identity"], facts["torch"])
             stale = force or why_stale(one, key)
-            ones.append(one if stale else Outcome(one, "skipped", 0.0, one.page))
+            ones.append(one if stale else Outcome(one, "skipped", 0.0, one.report("html")))
         done = [one for one in ones if isinstance(one, Outcome)]
         placed += ones if every else done[:1] or [replace(job, machine=ANY)]
     return placed
@@ -203,7 +202,7 @@ def run_all(client: Client, jobs: list[Job | Outcome], say: Say) -> list[Outcome
                 if fit and address not in sent:
                     job = replace(waiting.pop(fit[0]), machine=machine)
                     say(f"[{fit[0] + 1}/{len(jobs)}] {job.title} ({machine}){about(job)}")
-                    words = job, job.notebook.read_bytes()
+                    words = job, job.source.read_bytes()
                     future = client.submit(run_there, *words, workers=address, pure=False)
                     sent[address] = fit[0], job, future
             for at in [at for at in waiting if time.monotonic() - seen[at] > GONE_S]:

@@ -14,15 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from posmat.measure.files import (
-    ALL_DEVICES,
-    LOCAL,
-    QUICK,
-    RecordError,
-    make_folder,
-    replacing,
-    rows_digest,
-)
+from posmat.measure.files import LOCAL, QUICK, RecordError, make_folder, replacing, rows_digest
+from posmat.report.freshness import hash_of_all_rows
 from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings, name_in
 
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
@@ -65,7 +58,7 @@ def derive(results: list[Result], drawn: Collection[str] = (), workers: int = 1)
 
 
 def derive_run(result: Result, drawn: Collection[str] = ()) -> Derived:
-    """Table, pictures and what is said of them, of one run."""
+    """What is made of one run."""
     from posmat.charts.style import summaries_kept
     from posmat.measure.summary import in_milliseconds
 
@@ -201,14 +194,11 @@ def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
     places = ("reports/figures/*.*", "data/*/*/*.*", "reports/*/*/*.*")
     found = {path for place in places for path in root.glob(place)} - expected
     own = tuple(f"{mark}{machine}{mark}" for machine in OWN for mark in "/-") if published else ()
-    return [
-        f"{name} belongs to no rows in data/: remove it."
-        for name in sorted(name_in(path, root) for path in found)
-        # A failed notebook is of a run that has left no rows, perhaps.
-        if not Path(name).name.startswith(".")
-        and not name.endswith(".failed.ipynb")
-        and not any(mark in name for mark in own)
-    ]
+    # A failed notebook is of a run that has left no rows, perhaps.
+    ignored = (*own, "/.", ".failed.ipynb")
+    names = sorted(name_in(path, root) for path in found)
+    names = [name for name in names if not any(mark in name for mark in ignored)]
+    return [f"{name} belongs to no rows in data/: remove it." for name in names]
 
 
 def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str], list[str]]:
@@ -220,18 +210,16 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     import pandas as pd
 
     from posmat.measure.seed import THEN, rankings, read_seed, then_and_now
-    from posmat.report.freshness import hash_of_all_rows
 
     root, machine = result.root, result.machine
     paths = result.data(), result.report("table.csv")
     names = [name_in(path, root) for path in paths]
     try:
         kept = result.read(), pd.read_csv(paths[1])
-        asked = str(result.facts["parameters"].get("machines") or "").replace(" ", "")
-        read = [one for one in results if one.device != ALL_DEVICES]
-        read = [one for one in read if not asked or one.machine in asked.split(",")]
         # Its own lines are made of its own rows, where it has any.
-        read = [one for one in read if one.machine == machine] or read
+        asked = str(result.facts["parameters"].get("machines") or machine).replace(" ", "")
+        read = [one for one in results if one.device != result.device]
+        read = [one for one in read if one.machine in asked.split(",")] or read
         rows = pd.concat([one.read().assign(stem=one.stem) for one in read], ignore_index=True)
         seed = read_seed(root / "data" / "seed.csv")
         derived = then_and_now(rows, seed), rankings(rows, seed).reset_index()
@@ -248,9 +236,8 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
         if not _same_table(*(one.to_csv(index=False).encode() for one in pair)):
             problems.append(f"{name} was made from other rows of {machine} than there are: {again}")
     known = (result.facts.get("key") or {}).get("rows")
-    if problems or known == hash_of_all_rows(root, machine):
-        return problems, []
-    return [], [
+    note = (
         f"{names[0]} was made when data/ held other rows; what it says of {machine} still "
         f"holds, and to read all that are there now, {again}"
-    ]
+    )
+    return problems, [] if problems or known == hash_of_all_rows(root, machine) else [note]

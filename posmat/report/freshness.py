@@ -15,23 +15,16 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-import nbformat
-
 import posmat
 from posmat.machine import host_identity
 from posmat.measure.files import ALL_DEVICES, is_read_by, rows_hash
+from posmat.measure.run import ROOMS
+from posmat.report.store import Result, holding, name_in, read_object
 
 PACKAGE = Path(posmat.__file__).parent
-# What computes and times, by room, each with the rooms that it needs. Of `measure` the clocks and
-# the counters: what shows or keeps rows changes no number.
-ROOMS = {
-    "layer": (),
-    "multipliers": ("layer",),
-    "network": ("multipliers",),
-    "measure": ("layer",),
-}
+# Of `measure` the clocks and the counters count: what shows or keeps rows changes no number.
 _VIEWS = ("measure.summary", "measure.seed")
-_NO_CLOCK = (*_VIEWS, "measure.files", "measure.run")
+_NO_CLOCK = {*_VIEWS, "measure.files", "measure.run"}
 
 
 def job_key(job, host: str = "", torch: str = "") -> dict:
@@ -39,7 +32,7 @@ def job_key(job, host: str = "", torch: str = "") -> dict:
 
     For another host, `host` is its identity and `torch` the version of PyTorch there.
     """
-    key = sources_key(job.notebook) | {
+    key = sources_key(job.source) | {
         "parameters": {n: job.parameters[n] for n in sorted({*job.parameters} - {"device"})},
         "host": host or host_identity(),
         "device": job.device,
@@ -53,23 +46,23 @@ def job_key(job, host: str = "", torch: str = "") -> dict:
 def sources_key(notebook: Path) -> dict:
     """The parts of a key that sources make: the notebook's code, and each room that it reaches.
 
-    A public name reaches a room, with the rooms that it needs; to read rows, what shows them.
+    A public name reaches a room, with those that it imports; to read rows, what shows them.
     """
-    read = nbformat.read(notebook, as_version=4)
-    cells = [cell.source for cell in read.cells if cell.cell_type == "code"]
-    if read.metadata.get("posmat", {}).get("reads") == "rows":
+    read = json.loads(notebook.read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in read["cells"] if cell["cell_type"] == "code"]
+    if read["metadata"].get("posmat", {}).get("reads") == "rows":
         rooms = {name: hash_of_modules([name]) for name in _VIEWS}
     else:
         names = re.findall(r"\bpm\.(\w+)|\bposmat\.(\w+)", "\n".join(cells))
         found = {posmat.MODULE_OF.get(a or b, a or b).partition(".")[0] for a, b in names}
-        reached = [room for room in ROOMS if room in found]
+        reached, rooms = [room for room in ROOMS if room in found], {}
         for room in reached:
-            reached += [needed for needed in ROOMS[room] if needed not in reached]
-        rooms = {}
-        for room in sorted(reached):
-            names = {f"{room}.{path.stem}" for path in (PACKAGE / room).glob("*.py")}
-            rooms[room] = hash_of_modules(sorted(names.difference(_NO_CLOCK)))
-    return {"notebook": _hash(map(code_of, cells)), "rooms": rooms}
+            paths = {f"{room}.{path.stem}": path for path in (PACKAGE / room).glob("*.py")}
+            text = "".join(path.read_text(encoding="utf-8") for path in paths.values())
+            needed = re.findall(r"^ *from posmat\.(\w+)\.", text, re.MULTILINE)
+            reached += [one for one in ROOMS if one in needed and one not in reached]
+            rooms[room] = hash_of_modules(sorted(paths.keys() - _NO_CLOCK))
+    return {"notebook": _hash(map(code_of, cells)), "rooms": dict(sorted(rooms.items()))}
 
 
 def hash_of_modules(names: Iterable[str]) -> str:
@@ -94,29 +87,33 @@ def why_changed(known: dict, key: dict) -> str:
 
 def why_stale(job, key: dict) -> str:
     """Why a job is to be run; '' when it is up to date."""
-    facts = provenance(job)
+    facts = read_object(job.data("json"))
     if not facts:
         return "no rows yet"
     if why := why_changed(facts.get("key") or {}, key):
         return why
     if (runs := facts.get("runs", 1)) < job.runs:
         return f"{runs} of {job.runs} runs"
-    rows = job.data / f"{job.stem}.csv"
-    for path in (rows, job.reports / f"{job.stem}.ipynb"):
+    for path in (job.data(), job.report("ipynb")):
         if not path.is_file():
             return f"{path.name} is not there"
-    if rows_hash(rows) != facts.get("rows_sha256"):
+    if rows_hash(job.data()) != facts.get("rows_sha256"):
         return "the rows are not those of the provenance"
     return ""
 
 
-def provenance(job) -> dict:
-    """The provenance that a job left the last time, or nothing."""
-    try:
-        facts = json.loads((job.data / f"{job.stem}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
+def older_sources(results: Iterable[Result]) -> list[str]:
+    """One line for each machine and device whose rows other sources made than those here."""
+    found: dict[str, list[str]] = {}
+    for result in holding(results):
+        notebook = result.root / "notebooks" / f"{result.notebook}.ipynb"
+        why = "the notebook is not there"
+        if notebook.exists():
+            why = why_changed(result.facts.get("key") or {}, sources_key(notebook))
+        if why:
+            place = name_in(result.folder, result.root)
+            found.setdefault(place, []).append(f"{result.stem} ({why})")
+    return [f"{place}: made by older sources: {'; '.join(ones)}" for place, ones in found.items()]
 
 
 @cache

@@ -1,9 +1,7 @@
 """Jobs: which notebooks to run with what, and the way of one from its kernels to its folders.
 
-`run_in_folder` runs a job's kernels and leaves its files in a folder, or a truthful failed
-notebook; `keep_results` moves them into their places together, so that the last good report is
-untouched by a failure. `run_job` does both here, one timing job at a time per device; a worker of a
-cluster does the first.
+Its kernels leave its files in a folder, and from there they are moved into their places together,
+so that the last good report is untouched by a failure. A worker of a cluster does only the first.
 """
 
 import getpass
@@ -41,8 +39,9 @@ from posmat.measure.files import (
 )
 from posmat.measure.run import PARAMETER_TYPES, Parameter, read_parameters
 from posmat.report import UsageError, near
-from posmat.report.freshness import job_key, provenance, why_stale
+from posmat.report.freshness import job_key, why_stale
 from posmat.report.kernel import NotebookFailure, Tell, run_notebook
+from posmat.report.store import Result, read_object
 
 BUSY_CORES = 0.5  # others' work beyond which a measurement is warned of
 
@@ -50,14 +49,10 @@ Say = Callable[..., None]  # (line, always=False): the user is told it, where qu
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Result):
     """One notebook on one device with its parameters, to be run `runs` times and pooled."""
 
-    notebook: Path
-    root: Path  # the project that its results belong to
-    machine: str
-    device: str
-    stem: str  # of the names of its files
+    source: Path  # the notebook
     parameters: dict  # those that differ from the notebook's defaults
     runs: int = 1
     cell_timeout: int | None = None  # seconds that a cell may take
@@ -65,18 +60,6 @@ class Job:
     @property
     def title(self) -> str:
         return self.stem + (f" on {self.device}" if self.device != ALL_DEVICES else "")
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data" / self.machine / self.device
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports" / self.machine / self.device
-
-    @property
-    def page(self) -> Path:
-        return self.reports / f"{self.stem}.html"
 
 
 @dataclass(frozen=True)
@@ -95,8 +78,7 @@ class Outcome:
 def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
     """The notebooks that were asked for, by number (05, 5), name or path; all of them for none.
 
-    Raises:
-        UsageError: there is no such notebook, or a path leads to a file that is not the project's.
+    One that is not there, or not the project's, is a UsageError.
     """
     there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     found = []
@@ -109,12 +91,10 @@ def find_notebooks(folder: Path, asked: Iterable[str]) -> list[Path]:
                 "number or a name; for a notebook of yours run papermill itself."
             )
         name = name.removesuffix(".ipynb")
-        matches = [
-            one for one in there if name in (one, one[3:]) or one.startswith(f"{name.zfill(2)}_")
-        ]
-        if not matches:
+        stems = [one for one in there if name in (one, one[3:]) or one[:2] == name.zfill(2)]
+        if not stems:
             raise UsageError(f"there is no notebook {word!r}: {near(name, there)}")
-        found += [there[stem] for stem in matches if there[stem] not in found]
+        found += [there[stem] for stem in stems if there[stem] not in found]
     return found or list(there.values())
 
 
@@ -139,9 +119,7 @@ def plan(
     A notebook's own metadata says which jobs it has by default, and its sizes for a quick run. A
     parameter that is given with several values, `name=a,b` or more than once, makes a job for each.
 
-    Raises:
-        UsageError: a notebook cannot be read, or has no such parameter, or the value is not of its
-            type, or the driver sets it.
+    A UsageError where a notebook cannot be read, or does not take what is given.
     """
     jobs = []
     for notebook in notebooks:
@@ -164,10 +142,8 @@ def plan(
             grid.setdefault(name, []).extend([text] if whole else text.split(","))
         choices = [dict(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())]
         for special, chosen in itertools.product(own.get("jobs", [{}]), choices):
-            parameters = {
-                name: _convert(name, str(value), declared, notebook.stem)
-                for name, value in (quick | special | chosen).items()
-            }
+            texts = {name: str(value) for name, value in (quick | special | chosen).items()}
+            parameters = {n: _convert(n, texts[n], declared, notebook.stem) for n in texts}
             # A quick run has small sizes by its nature; only what else differs names it.
             named = {n: v for n, v in parameters.items() if n not in quick or n in chosen}
             stem = notebook.stem + variant(named, defaults)
@@ -175,7 +151,7 @@ def plan(
                 asked = parameters | ({"device": device} if "device" in declared else {})
                 changed = {name: value for name, value in asked.items() if value != defaults[name]}
                 place = notebook.parents[1], machine, device, stem
-                job = Job(notebook, *place, changed, runs, cell_timeout)
+                job = Job(*place, notebook, changed, runs, cell_timeout)
                 if job not in jobs:
                     jobs.append(job)
     return jobs
@@ -184,26 +160,21 @@ def plan(
 def _convert(name: str, text: str, declared: dict[str, Parameter], notebook: str) -> object:
     """What `-p name=text` means for a notebook."""
     if name not in declared:
-        raise UsageError(
-            f"{notebook} has no parameter {name!r}: {near(name, declared or ['none'])}"
-        )
+        there = near(name, declared or ["none"])
+        raise UsageError(f"{notebook} has no parameter {name!r}: {there}")
     kind = declared[name].type
     try:
         return click.types.convert_type(PARAMETER_TYPES[kind]).convert(text, None, None)
     except click.BadParameter:
-        raise UsageError(
-            f"{notebook} wants {name}: {kind} (default {declared[name].default!r}), "
-            f"and {text!r} is none."
-        ) from None
+        wanted = f"{notebook} wants {name}: {kind} (default {declared[name].default!r})"
+        raise UsageError(f"{wanted}, and {text!r} is none.") from None
 
 
 def devices_here(asked: str, say: Say) -> list[str]:
     """The devices to run on: 'all' is the CPU, and CUDA where PyTorch can use a device.
 
-    PyTorch is asked in a process of its own, and only where there seems to be a device.
-
-    Raises:
-        UsageError: CUDA was asked for by name, and PyTorch cannot use it.
+    PyTorch is asked in a process of its own, and only where there seems to be a device. Where it
+    cannot use CUDA and that was asked for by name, a UsageError says why.
     """
     seems_there = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists()
     if asked == "cpu" or (asked == "all" and not seems_there):
@@ -236,10 +207,10 @@ def run_job(
             key = job_key(job)
             why = why_stale(job, key)
             if not (force or why):
-                return Outcome(job, "skipped", 0.0, job.page)
+                return Outcome(job, "skipped", 0.0, job.report("html"))
             claim_machine(job.root, job.machine)
             # That there is no place for results is better known before than after.
-            for folder in (job.reports, job.data):
+            for folder in (job.reports, job.folder):
                 if not os.access(make_folder(folder), os.W_OK):
                     raise RecordError(f"{folder} cannot be written to: make it writable.")
             last = about(job)
@@ -256,7 +227,7 @@ def run_job(
 
 def about(job: Job) -> str:
     """How long a job took the last time, as the end of a line; '' where that is not known."""
-    last = provenance(job).get("duration_s")
+    last = read_object(job.data("json")).get("duration_s")
     return f", about {timedelta(seconds=round(last * job.runs))} as last time" if last else ""
 
 
@@ -289,12 +260,10 @@ def alone(job: Job, say: Say = lambda *_, **__: None):
 
 def busy_warning() -> str:
     """A sentence when others use the processor now, before the kernel is started; '' if not."""
-    busy = psutil.cpu_percent(interval=0.5) / 100 * psutil.cpu_count()
-    said = (
-        f"{busy:.1f} of {psutil.cpu_count()} cores were busy with other work when this run began: "
-        "trust its ratios before its times."
-    )
-    return said if busy >= BUSY_CORES else ""
+    cores = psutil.cpu_count()
+    busy = psutil.cpu_percent(interval=0.5) / 100 * cores
+    said = f"{busy:.1f} of {cores} cores were busy with other work when this run began"
+    return f"{said}: trust its ratios before its times." if busy >= BUSY_CORES else ""
 
 
 def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: None) -> Outcome:
@@ -311,20 +280,19 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
     outcome = Outcome(job, "done", 0.0, executed, warnings=(busy,) if busy else ())
     order = {"machine": job.machine, "stem": job.stem, "root": str(job.root)}
     order["output_dir"] = str(folder)
-    notebook, why = None, ""
+    notebook, why, stopped = None, "", False
     try:
         for run in range(job.runs):
             words = job.parameters, order | {"run": run}, folder.parent, job.cell_timeout, tell
-            notebook = run_notebook(job.notebook, *words)
+            notebook = run_notebook(job.source, *words)
         nbformat.write(notebook, executed)
         _add_to_provenance(executed.with_suffix(".json"), key, outcome.warnings)
         write_page(executed)
     except NotebookFailure as failure:
-        why, notebook = f"{'in ' * str(failure).startswith('cell')}{failure}", failure.notebook
-        outcome = replace(outcome, stopped=failure.stopped)
+        why = f"{'in ' * str(failure).startswith('cell')}{failure}"
+        notebook, stopped = failure.notebook, failure.stopped
     except KeyboardInterrupt as error:
-        why = f"after its last cell: stopped by {error or 'Ctrl-C'}"
-        outcome = replace(outcome, stopped=True)
+        why, stopped = f"after its last cell: stopped by {error or 'Ctrl-C'}", True
     except Exception as error:  # a full disk, or a notebook that makes no page
         kind = "" if isinstance(error, RecordError) else f"{type(error).__name__}: "
         why = f"after its last cell: {kind}{error}"
@@ -337,7 +305,7 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
                 nbformat.write(notebook, failed)
         except OSError:  # even that has no room
             failed.unlink(missing_ok=True)
-    return replace(outcome, seconds=time.monotonic() - began)
+    return replace(outcome, seconds=time.monotonic() - began, stopped=stopped)
 
 
 def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
@@ -351,15 +319,14 @@ def _add_to_provenance(path: Path, key: dict, warnings: Iterable[str]) -> None:
 def keep_results(outcome: Outcome, folder: Path) -> Outcome:
     """Move what a job left in a folder into its places; a failed one's beside the last good one."""
     job = outcome.job
-    failed = job.reports / f"{job.stem}.failed.ipynb"
+    failed = job.report("failed.ipynb")
     try:
-        if any(folder.iterdir()):
-            promote(folder, lambda file: folder_of(job.root, file, job.machine, job.device))
+        promote(folder, lambda file: folder_of(job.root, file, job.machine, job.device))
     except (RecordError, OSError) as error:
         message = outcome.message or f"{job.title} ran to its end, but {error}"
         return replace(outcome, state="failed", path=job.root, message=message)
     if outcome.state == "done":
         failed.unlink(missing_ok=True)
-        return replace(outcome, path=job.page)
+        return replace(outcome, path=job.report("html"))
     # A full disk had no room for the failed notebook.
     return replace(outcome, path=failed if failed.exists() else job.reports)

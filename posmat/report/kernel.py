@@ -18,10 +18,10 @@ from pathlib import Path
 import nbformat
 import papermill
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from papermill.execute import ERROR_MARKER_TAG
+from papermill.execute import remove_error_markers
 
 from posmat.measure.files import JOB_VARIABLE
 
@@ -29,22 +29,19 @@ from posmat.measure.files import JOB_VARIABLE
 logging.getLogger("papermill").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-# What a kernel may take to start. papermill waits for a minute, which a machine that reads its
-# packages from a slow disk for the first time may be over.
+# papermill waits for a minute, which is too short where packages come from a slow disk.
 START_TIMEOUT = 300
-_LAUNCHER = ("-m", "ipykernel_launcher", "-f", "{connection_file}")
+_LAUNCHER = ("-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR")
 Tell = Callable[[int, int, str], None]  # (number of the cell, of how many, its first line)
 
 
 class NotebookFailure(Exception):
-    """A notebook did not run to its end; the message names the cell and the cause.
+    """A notebook did not run to its end; the message names the cell and the cause."""
 
-    `notebook` is the notebook as it stood, `stopped` whether the user or the system ended it.
-    """
-
-    def __init__(self, message: str, notebook: NotebookNode, stopped: bool = False):
+    def __init__(self, message: str, notebook: NotebookNode, stopped: bool):
         super().__init__(message)
-        self.notebook, self.stopped = notebook, stopped
+        self.notebook = notebook  # as it stood
+        self.stopped = stopped  # by the user or the system
 
 
 def run_notebook(
@@ -58,16 +55,14 @@ def run_notebook(
     """Run a notebook in a fresh kernel and return it executed.
 
     `parameters` are those that differ from the defaults, `order` is what the kernel is told in
-    POSMAT_JOB, `folder` its working directory, `cell_timeout` in seconds.
-
-    Raises:
-        NotebookFailure: it did not run to its end, for whatever reason.
+    POSMAT_JOB, `folder` its working directory, `cell_timeout` in seconds. A NotebookFailure where
+    it does not run to its end, for whatever reason.
     """
-    watch = _Watch(tell)
+    watch, error = _Watch(tell), None
     try:
         if importlib.util.find_spec("ipykernel_launcher") is None:
             raise ImportError(f"ipykernel is missing from {sys.executable}: install it with pip")
-        executed = papermill.execute_notebook(
+        papermill.execute_notebook(
             str(source),
             None,
             parameters=parameters,
@@ -82,17 +77,24 @@ def run_notebook(
             on_cell_execute=watch.cell_starts,
             on_cell_executed=watch.cell_ended,
         )
-        error = None
     except (Exception, KeyboardInterrupt) as found:  # the user is told, the next notebook runs
         error = found
-    watch.end_children()
-    if watch.cell is None and error is None:
-        return _without_paths(executed, source)
-    sentence = f"{watch.where()}: {_cause(error, watch, cell_timeout)}"
+    # What cells started and a killed kernel left is ended: it leads a process group of its own.
+    if watch.group and hasattr(os, "killpg") and watch.group != os.getpgrp():
+        with suppress(OSError):  # nobody is left, as it should be
+            os.killpg(watch.group, signal.SIGKILL)
     notebook = watch.notebook or nbformat.read(source, as_version=4)
-    if watch.cell is not None:  # a kernel may die before it tells the number
-        watch.cell.execution_count = watch.number
-    truth = _truthful(_without_paths(notebook, source), watch.cell, sentence)
+    # No path of this machine is left in what papermill noted.
+    noted = notebook.metadata.get("papermill", {})
+    noted.update(input_path=source.name, output_path=source.name)
+    if watch.cell is None and error is None:
+        return notebook
+    where = f"after cell {watch.number}" if watch.number else "before its first cell"
+    if watch.cell is not None:
+        where = f"cell {watch.number} ({_first_line(watch.cell)})"
+        watch.cell.execution_count = watch.number  # a kernel may die before it tells the number
+    sentence = f"{where}: {_cause(error, watch, cell_timeout)}"
+    truth = _truthful(notebook, watch.cell, sentence)
     raise NotebookFailure(sentence, truth, isinstance(error, KeyboardInterrupt))
 
 
@@ -111,30 +113,14 @@ class _Watch:
     def cell_starts(self, cell: NotebookNode, cell_index: int) -> None:
         self.cell, self.number = cell, self.number + 1
         self.group = getattr(getattr(self.manager, "provisioner", None), "pgid", None)
-        self.tell(self.number, self.total, first_line(cell))
+        self.tell(self.number, self.total, _first_line(cell))
 
     def cell_ended(self, cell: NotebookNode, cell_index: int, execute_reply: dict) -> None:
         if execute_reply["content"]["status"] == "ok":
             self.cell = None
 
-    def where(self) -> str:
-        if self.cell is not None:
-            return f"cell {self.number} ({first_line(self.cell)})"
-        return f"after cell {self.number}" if self.number else "before its first cell"
 
-    def end_children(self) -> None:
-        """End what cells started and a killed kernel left: it leads a process group of its own."""
-        if self.group and hasattr(os, "killpg") and self.group != os.getpgrp():
-            with suppress(OSError):  # nobody is left, as it should be
-                os.killpg(self.group, signal.SIGKILL)
-
-    def exit_code(self) -> int | None:
-        """The kernel's exit code, or None where it did not end by itself."""
-        process = getattr(getattr(self.manager, "provisioner", None), "process", None)
-        return process.poll() if process else None
-
-
-def first_line(cell: NotebookNode) -> str:
+def _first_line(cell: NotebookNode) -> str:
     """The first line of a cell that is code, so that a reader finds the cell again."""
     lines = [line.strip() for line in cell.source.splitlines()]
     line = next((line for line in lines if line and not line.startswith("#")), "no code")
@@ -147,20 +133,14 @@ def _manager_class(order: dict, watch: _Watch) -> type[AsyncKernelManager]:
     PYTHONDONTWRITEBYTECODE is emptied, which Python reads as unset: where packages were installed
     uncompiled it would make every kernel compile them anew, 3 s each time.
     """
-    spec = KernelSpec(
-        argv=[sys.executable, *_LAUNCHER, "--log-level=ERROR"],
-        display_name="Python 3",
-        language="python",
-        env={JOB_VARIABLE: json.dumps(order), "PYTHONDONTWRITEBYTECODE": ""},
-    )
-
-    class Specs(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            return spec
+    env = {JOB_VARIABLE: json.dumps(order), "PYTHONDONTWRITEBYTECODE": ""}
+    spec = KernelSpec(argv=[sys.executable, *_LAUNCHER], language="python", env=env)
 
     class Manager(AsyncKernelManager):
+        kernel_spec = spec
+
         def __init__(self, **options):
-            super().__init__(kernel_spec_manager=Specs(), **options)
+            super().__init__(**options)
             watch.manager = self
 
     return Manager
@@ -172,11 +152,14 @@ def _cause(error: BaseException | None, watch: _Watch, cell_timeout: int | None)
         return f"stopped by {error or 'Ctrl-C'}; the kernel was ended"
     if isinstance(error, CellTimeoutError):
         return f"over its time limit of {cell_timeout} s; the kernel was ended"
-    code = watch.exit_code()
+    process = getattr(getattr(watch.manager, "provisioner", None), "process", None)
+    code = process.poll() if process else None  # None: it did not end by itself
     if code is not None or isinstance(error, DeadKernelError):
-        return f"the kernel ended ({describe_exit(code)})"
-    outputs = watch.cell.outputs if watch.cell is not None else []
-    for output in outputs:
+        meant = {-one: f"{-one}: {one.name}" for one in signal.Signals}
+        meant |= {-9: "-9: killed, out of memory?", -11: "-11: crashed, SIGSEGV"}
+        known = "exit code not known" if code is None else f"exit code {code}"
+        return f"the kernel ended ({meant.get(code, known)})"
+    for output in watch.cell.outputs if watch.cell is not None else ():
         if output.output_type == "error":
             if output.ename == "SystemExit":
                 return f"it called sys.exit({output.evalue}), and the cells after it did not run"
@@ -184,50 +167,23 @@ def _cause(error: BaseException | None, watch: _Watch, cell_timeout: int | None)
     return f"{type(error).__name__}: {error}".partition("\n")[0] if error else "it was not done"
 
 
-def describe_exit(code: int | None) -> str:
-    """An exit code with what it usually means: '-9: killed, out of memory?'."""
-    if code is None:
-        return "exit code not known"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-        meaning = {"SIGKILL": "killed, out of memory?", "SIGSEGV": "crashed, SIGSEGV"}
-        return f"{code}: {meaning.get(name, name)}"
-    except ValueError:
-        return str(code)
-
-
 def _truthful(notebook: NotebookNode, failed: NotebookNode | None, sentence: str) -> NotebookNode:
     """Mark what was done, what failed and what did not run, whatever papermill noted."""
-    notebook.cells = [
-        c for c in notebook.cells if ERROR_MARKER_TAG not in c.metadata.get("tags", ())
-    ]
     reached = True
-    for cell in notebook.cells:
+    for cell in remove_error_markers(notebook).cells:
         noted = cell.metadata.get("papermill", {})
         if cell is failed:
             reached = False
             noted.update(status="failed", exception=True)
             if not any(output.output_type == "error" for output in cell.outputs):
-                cell.outputs.append(
-                    nbformat.v4.new_output(
-                        "error", ename="Failed", evalue=sentence, traceback=[sentence]
-                    )
-                )
+                told = {"ename": "Failed", "evalue": sentence, "traceback": [sentence]}
+                cell.outputs.append(nbformat.v4.new_output("error", **told))
         elif not reached or (failed is None and cell.get("execution_count", 0) is None):
-            noted.update(status="pending", exception=None)
-            noted.update(start_time=None, end_time=None, duration=None)
+            none = dict.fromkeys(("exception", "start_time", "end_time", "duration"))
+            noted.update(none, status="pending")
             if cell.cell_type == "code":
                 cell.update(outputs=[], execution_count=None)
     notebook.metadata.setdefault("papermill", {})["exception"] = True
     text = f"**This run failed** in {sentence}" if failed else f"**This run failed** {sentence}"
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(text + "\n\nLater cells did not run."))
-    return notebook
-
-
-def _without_paths(notebook: NotebookNode, source: Path) -> NotebookNode:
-    """Take this machine's paths out of what papermill noted."""
-    noted = notebook.metadata.get("papermill", {})
-    noted.update(input_path=source.name, output_path=source.name)
     return notebook

@@ -30,12 +30,12 @@ _RESTORE = "measure again, or restore the file."
 
 @dataclass(frozen=True)
 class Result:
-    """What one run left in data/ and reports/: the files of one stem."""
+    """What one run leaves in data/ and reports/: the files of one stem."""
 
-    root: Path
+    root: Path  # the project that its files belong to
     machine: str
     device: str
-    stem: str
+    stem: str  # of the names of its files
 
     @property
     def notebook(self) -> str:
@@ -49,28 +49,28 @@ class Result:
     def folder(self) -> Path:
         return self.root / "data" / self.machine / self.device
 
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports" / self.machine / self.device
+
     def data(self, kind: str = "csv") -> Path:
         """Its rows (csv), a frame beside them (<what>.csv) or its provenance (json)."""
         return self.folder / f"{self.stem}.{kind}"
 
     def report(self, kind: str) -> Path:
         """What it left in reports/: its html, ipynb or table.csv."""
-        return self.root / "reports" / self.machine / self.device / f"{self.stem}.{kind}"
+        return self.reports / f"{self.stem}.{kind}"
 
     @cached_property
     def facts(self) -> dict:
         """Its provenance; a RecordError where it, or a part of it, is no JSON object."""
-        name, facts = name_in(self.data("json"), self.root), _json(self.data("json"))
-        if facts is None:
-            raise RecordError(
-                f"{name} is missing or no JSON: the rows beside it have no provenance; {_RESTORE}"
-            )
+        name, facts = name_in(self.data("json"), self.root), read_object(self.data("json"))
+        why = "" if facts else "is missing or no JSON: the rows beside it have no provenance"
         for part in _OBJECTS:
             if not isinstance(facts.setdefault(part, {}), dict):
-                raise RecordError(
-                    f"{name} has {json.dumps(facts[part])[:40]} as {part!r}, where an object "
-                    f"belongs: {_RESTORE}"
-                )
+                why = f"has {json.dumps(facts[part])[:40]} as {part!r}, where an object belongs"
+        if why:
+            raise RecordError(f"{name} {why}; {_RESTORE}")
         return facts
 
     @property
@@ -84,7 +84,7 @@ class Result:
             if facts.get(key) != own:
                 raise RecordError(f"{name} is of the {key} {facts.get(key)!r}, not of {own!r}.")
         mark = self.folder.parent / "host.json"
-        said, owner = name_in(mark, self.root), (_json(mark) or {}).get("host_identity")
+        said, owner = name_in(mark, self.root), read_object(mark).get("host_identity")
         if not owner:
             raise RecordError(f"{said} is missing or names no host: the rows have no owner.")
         if facts["host"].get("host_identity") != owner:
@@ -94,8 +94,7 @@ class Result:
 
     def read(self, kind: str = "csv") -> "pd.DataFrame":
         """Its rows or a frame, held against its provenance; a RecordError says what differs."""
-        path = self.data(kind)
-        name = name_in(path, self.root)
+        path, name = self.data(kind), name_in(self.data(kind), self.root)
         if not path.is_file():
             raise RecordError(f"{name} is missing: {_RESTORE}")
         if self.hashes.get(kind) != rows_hash(path):
@@ -181,11 +180,7 @@ def find_drawings(results: Iterable[Result]) -> list[Drawing]:
 
 
 def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
-    """The drawings that were asked for, by a figure's id or by a picture's name.
-
-    Raises:
-        KeyError: neither a figure nor a picture has this name; near ones are suggested.
-    """
+    """The drawings that were asked for, by a figure's id or a picture's name, or a KeyError."""
     from posmat.charts.catalogue import FIGURES, find_figure, unknown_figure
 
     by_word: dict[str, list[Drawing]] = {spec.id: [] for spec in FIGURES}
@@ -201,18 +196,19 @@ def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:
     return list(dict.fromkeys(one for word in asked for one in by_word[word]))
 
 
-def unknown_commits(results: Iterable[Result]) -> list[str]:
+def unknown_commits(root: Path, results: Iterable[Result]) -> list[str]:
     """One line for each commit that made rows and that the repository here does not have.
 
     Nothing where there is no repository, or a shallow one, which does not have most.
     """
+    shallow = ask_git(root, "rev-parse", "--is-shallow-repository")
+    if not (root / ".git").exists() or shallow != "false":
+        return []
     places: dict[str, dict[str, None]] = {}
     for result in holding(results):
-        root, commit = result.root, str(result.facts["sources"].get("commit"))
-        if re.fullmatch("[0-9a-f]{7,64}", commit) and (root / ".git").exists():
+        commit = str(result.facts["sources"].get("commit"))
+        if re.fullmatch("[0-9a-f]{7,64}", commit):
             places.setdefault(commit, {})[name_in(result.folder, root)] = None
-    if not places or ask_git(root, "rev-parse", "--is-shallow-repository") != "false":
-        return []
     return [
         f"{', '.join(where)}: made at the commit {commit[:10]}, which this repository does not have"
         for commit, where in places.items()
@@ -220,37 +216,18 @@ def unknown_commits(results: Iterable[Result]) -> list[str]:
     ]
 
 
-def older_sources(results: Iterable[Result]) -> list[str]:
-    """One line for each machine and device whose rows other sources made than those here.
-
-    Whether that is so is asked as `posmat report` asks, but for host, device and PyTorch's version.
-    """
-    from posmat.report.freshness import sources_key, why_changed
-
-    found: dict[str, list[str]] = {}
-    for result in holding(results):
-        notebook = result.root / "notebooks" / f"{result.notebook}.ipynb"
-        why = "the notebook is not there"
-        if notebook.exists():
-            why = why_changed(result.facts.get("key") or {}, sources_key(notebook))
-        if why:
-            place = name_in(result.folder, result.root)
-            found.setdefault(place, []).append(f"{result.stem} ({why})")
-    return [f"{place}: made by older sources: {'; '.join(ones)}" for place, ones in found.items()]
-
-
 def holding(results: Iterable[Result]) -> list[Result]:
     """Those of results whose provenance holds; of the others is told where they are read."""
     found = []
     for result in results:
         with suppress(RecordError):
-            found += [result] * bool(result.facts)
+            found += [result] if result.facts else []
     return found
 
 
-def _json(path: Path) -> dict | None:
-    """The JSON object in a file; None where there is none."""
+def read_object(path: Path) -> dict:
+    """The JSON object in a file; an empty one where there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")).items())
     except (OSError, ValueError, AttributeError):
-        return None
+        return {}

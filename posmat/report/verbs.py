@@ -7,6 +7,12 @@ from pathlib import Path
 
 import click
 
+from posmat.report.cite import cite_software, tell_figure
+from posmat.report.derive import SUMMARY, check_summary, compare, derive, orphans, write
+from posmat.report.freshness import older_sources
+from posmat.report.gallery import render_pages
+from posmat.report.store import KINDS, OWN, chosen, find_drawings, find_results, unknown_commits
+
 Root = Callable[[], Path]  # gives the project's folder
 NO_ROWS = "there are no rows in data/: run 'posmat report' first."
 WORKERS = min(4, os.cpu_count() or 1)
@@ -20,30 +26,25 @@ def redraw(
     With `asked`, figures' ids or pictures' names, these figures alone; with `machine` what belongs
     to it. For a user's own (local, quick) nothing that git tracks is written.
     """
-    from posmat.charts.style import counted
-    from posmat.report.derive import derive, write
-    from posmat.report.gallery import render_pages
-    from posmat.report.store import KINDS, OWN, chosen, find_drawings, find_results
+    from posmat.charts.style import counted  # which loads matplotlib
 
     results = find_results(root)
-    if not results:
-        return "", [NO_ROWS]
     mine = [one for one in results if machine in (None, one.machine)]
     if not mine:
         there = ", ".join(dict.fromkeys(one.machine for one in results))
-        return "", [f"data/ has no rows of the machine {machine!r}: there are {there}."]
+        why = f"data/ has no rows of the machine {machine!r}: there are {there}."
+        return "", [why if results else NO_ROWS]
     drawings = find_drawings(mine)
     if asked:
         drawings = chosen(drawings, asked)
         results = list(dict.fromkeys(one.run for one in drawings))
     derived = derive(results, {one.name for one in drawings}, workers)
     figures = {one.picture(kind) for one in drawings for kind in KINDS} & derived.files.keys()
+    tables = {one.report("table.csv") for one in mine if not asked} & derived.files.keys()
+    write({path: derived.files[path] for path in figures | tables})
     said = counted(len(figures) // len(KINDS), "figure")
     if asked:
-        write({path: derived.files[path] for path in figures})
         return said, derived.problems
-    tables = {one.report("table.csv") for one in mine} & derived.files.keys()
-    write({path: derived.files[path] for path in figures | tables})
     pages, bad = render_pages(root, derived.said, results, machine if machine in OWN else None)
     write(pages)
     shown = [str(page) for page in pages if page.suffix == ".html"]
@@ -55,10 +56,6 @@ def check_project(
     root: Path, published: bool = False, workers: int = 1
 ) -> tuple[list[str], list[str], list[str]]:
     """Lines of what does not hold, of what older sources made, and of what else is to be known."""
-    from posmat.report.derive import SUMMARY, check_summary, compare, derive, orphans
-    from posmat.report.gallery import render_pages
-    from posmat.report.store import find_results, older_sources, unknown_commits
-
     results = find_results(root, published)
     if not results:
         return [NO_ROWS], [], []
@@ -72,15 +69,12 @@ def check_project(
             bad, known = check_summary(result, results)
             problems, notes = problems + bad, notes + known
     problems += orphans(root, results, published)
-    notes += unknown_commits(results)
-    return problems, older_sources(results), notes
+    return problems, older_sources(results), notes + unknown_commits(root, results)
 
 
 @click.command(short_help="draw every figure, table and page again from data/")
 @click.argument("figures", nargs=-1, metavar="[FIGURE]...")
-@click.option(
-    "--machine", metavar="NAME", help="only what belongs to this machine (local: your own)"
-)
+@click.option("--machine", metavar="NAME", help="only what is this machine's (local: your own)")
 @click.pass_obj
 def draw(root: Root, figures: tuple[str, ...], machine: str | None) -> int:
     """Draw figures, tables and gallery pages from data/ alone: no kernel runs.
@@ -93,9 +87,7 @@ def draw(root: Root, figures: tuple[str, ...], machine: str | None) -> int:
     return _tell(problems)
 
 
-@click.command(
-    short_help="whether figures, tables, pages and provenance belong to the rows beside them"
-)
+@click.command(short_help="whether figures, tables, pages and provenance belong to their rows")
 @click.option("--strict", is_flag=True, help="rows of older sources are a failure too")
 @click.option("--published", is_flag=True, help="leave out your own runs (local, quick)")
 @click.pass_obj
@@ -119,19 +111,14 @@ def cite(root: Root, figure: str | None) -> int:
 
     FIGURE is an id, or id-machine-device.
     """
-    from posmat.report.cite import cite_software, tell_figure
-
     if figure is None:
         print(cite_software(root()))
         return 0
-    from posmat.report.derive import derive_run
-    from posmat.report.store import OWN, chosen, find_drawings, find_results
-
     found = chosen(find_drawings(find_results(root())), [figure])
     published = [one for one in found if one.run.machine not in OWN]
     entries, problems = [], []
     for drawing in published or found:
-        derived = derive_run(drawing.run)
+        derived = derive([drawing.run])
         if drawing in derived.said:
             entries.append(tell_figure(drawing, derived.said[drawing]))
         else:

@@ -28,7 +28,7 @@ def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
     job = replace(job, root=root)
     outcome = run_job(job)
     assert (outcome.state, outcome.message) == ("done", "")
-    data, reports = job.data, job.reports
+    data, reports = job.folder, job.reports
     rows, facts = data / f"{job.stem}.csv", json.loads((data / f"{job.stem}.json").read_text())
     assert facts["rows_sha256"] == rows_hash(rows) and len(read_rows(rows)) == facts["rows"] > 0
     executed = nbformat.read(reports / f"{job.stem}.ipynb", as_version=4)
