@@ -258,9 +258,14 @@ def _is_drifting(seconds: pd.Series) -> bool:
 
 
 def format_figures(value: float | None, figures: int = 3) -> str:
-    """A number to three significant figures, as one would write it: 0.000736, 43.9, 3,280."""
+    """A number to three significant figures, as one would write it: 0.000736, 43.9, 3,280.
+
+    An integer is written whole.
+    """
     if pd.isna(value):
         return ""
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
     value = float(value)
     if value == 0 or not np.isfinite(value):
         return f"{value:g}"
