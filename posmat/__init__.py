@@ -32,6 +32,8 @@ _PUBLIC = {
     "multipliers.product": "inexact_product prepare_inexact error_product output_error",
     "multipliers.compare": "multiplier_table lookup_rank",
     "multipliers.lookup": "compiled_lookup_product compiler_command",
+    "network.layers": "InexactLinear InexactConv2d",
+    "network.convert": "convert_model",
     "network.digits": "load_digit_images train_network quantize_network accuracy mean_difference",
     "machine": "require_device describe_environment",
     "measure.memory": "peak_memory",

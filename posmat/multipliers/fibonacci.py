@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_BITS = 16
-COARSE, FINE = 2048, 256  # candidates for a scale: over the whole range, and around the best
+CANDIDATES = (2048, 256)  # for a scale: over the whole range, and around the best
 
 
 def fibonacci_codes(bits: int = 7) -> Tensor:
@@ -100,7 +100,9 @@ def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
     return quantize_magnitudes(weight, codes)
 
 
-def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantized:
+def quantize_magnitudes(
+    weight: Tensor, codes: Tensor | None = None, candidates: tuple[int, int] = CANDIDATES
+) -> Quantized:
     """Quantize a float weight to int8 whose magnitudes are among `codes`, at the best scale.
 
     The scale is searched between the two beyond which it cannot lie (at one the largest weight
@@ -112,6 +114,7 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
         weight: any floating dtype and shape, finite; the largest magnitude 0 or in 1e-250..1e150.
         codes: ascending integers that begin with 0 and end by 127; by default all of 0..127, plain
             symmetric int8.
+        candidates: how many scales are tried over the whole range, and then around the best.
 
     Raises:
         TypeError: the weight is not floating, or the codes are not a tensor of integers.
@@ -163,12 +166,12 @@ def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantize
     zeros = torch.searchsorted(ordered, 0.0, right=True)
     median = ordered[(zeros + len(ordered)) // 2]
     low, high = (median / 2 / codes[-1]).clamp_min(1e-30), 2 / codes[1]
-    for candidates in (COARSE, FINE):
-        steps = torch.linspace(0, 1, candidates, dtype=torch.float64, device=ordered.device)
+    for count in candidates:
+        steps = torch.linspace(0, 1, count, dtype=torch.float64, device=ordered.device)
         scales = low * (high / low) ** steps
         best = int(errors(scales).argmin())
         scale = scales[best : best + 1]
-        low, high = scales[max(best - 1, 0)], scales[min(best + 1, candidates - 1)]
+        low, high = scales[max(best - 1, 0)], scales[min(best + 1, count - 1)]
     for _ in range(50):
         with_weight, with_self = moments(scale)
         better = with_weight / with_self.clamp_min(1)

@@ -1,0 +1,308 @@
+"""Layers whose every product is an inexact multiplier's: float in, float out, int8 between.
+
+Activations get one scale for the tensor, weights one for each output channel; both are fixed when a
+layer is made. The sums are those of the multiplier's table, bit for bit; scales and bias are float.
+A convolution's padded zero is an operand 0 like any other.
+"""
+
+import copy
+import math
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from posmat.multipliers.fibonacci import fibonacci_codes, quantize_magnitudes
+from posmat.multipliers.gemms import CODES
+from posmat.multipliers.product import InexactWeight, inexact_product, prepare_inexact
+from posmat.multipliers.shipped import find_multiplier
+from posmat.multipliers.table import Multiplier, require_known
+
+WEIGHTS = ("int8", "fibonacci")
+GRADIENTS = ("straight-through", "fitted")
+CANDIDATES = (256, 64)  # for the scale of one output channel
+BLOCK_BYTES = 2 * 2**20  # of operands in the caches at a time, on a CPU
+
+
+@cache
+def slopes(multiplier: Multiplier) -> tuple[Tensor, Tensor]:
+    """What stands for an operand in a fitted gradient, by its byte: of weight and input, (256,).
+
+    The least-squares slope of the table's row of a weight, over the inputs, and of the column of an
+    input, over the weights: as derivatives of the product by the other operand.
+    """
+    table, found = multiplier.operand_table, []
+    for axis, largest in enumerate(reversed(limits(multiplier))):
+        others = np.abs(CODES) <= largest
+        values = CODES[others] - CODES[others].mean()
+        products = np.compress(others, table, axis=1 - axis)
+        slope = np.tensordot(products, values, (1 - axis, 0)) / (values**2).sum()
+        found.append(torch.tensor(slope, dtype=torch.float32))
+    return tuple(found)
+
+
+def limits(multiplier: Multiplier) -> tuple[int, int]:
+    """The largest magnitude of a weight, and of an input, that has a place with both signs."""
+    return tuple(min(127, -low, high) for low, high in multiplier.admitted)
+
+
+@cache
+def _nearest(weights: str, largest: int) -> Tensor:
+    """The code nearest to a magnitude in 0..largest, by its halves; a tie goes to the larger."""
+    codes = _codes(weights, largest)
+    midpoints = codes[:-1] + codes[1:]  # in halves, where every midpoint is whole
+    halves = torch.arange(2 * largest + 1)
+    return codes[torch.bucketize(halves, midpoints, right=True)].to(torch.int8)
+
+
+def _codes(weights: str, largest: int) -> Tensor:
+    codes = fibonacci_codes(7) if weights == "fibonacci" else torch.arange(largest + 1)
+    return codes[codes <= largest]
+
+
+class _Product(torch.autograd.Function):
+    """layer.product(x), and its gradient by what the layer puts in the operands' place."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, layer: "InexactLayer"):
+        ctx.layer = layer
+        ctx.save_for_backward(x, weight)
+        return layer.product(x, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        layer, (x, weight), needs = ctx.layer, ctx.saved_tensors, ctx.needs_input_grad
+        if layer.gradient == "fitted":
+            of_weight, of_input = (slope.to(x) for slope in slopes(layer.multiplier))
+            weight = of_weight[layer.weight_codes().view(torch.uint8).int()] * layer.by_channel()
+            x = of_input[layer.input_codes(x).view(torch.uint8).int()] * layer.input_scale
+        others = [n for n in range(gradient.ndim) if n != 1]
+        return (
+            layer.input_gradient(x, weight, gradient) if needs[0] else None,
+            layer.weight_gradient(x, weight, gradient) if needs[1] else None,
+            gradient.sum(others) if needs[2] else None,
+            None,
+        )
+
+
+class InexactLayer(nn.Module):
+    """What a fully connected layer and a convolution have in common."""
+
+    @classmethod
+    def from_float(
+        cls,
+        layer: nn.Module,
+        multiplier: str | Multiplier,
+        input_scale: float,
+        weights: str = "int8",
+        gradient: str = "straight-through",
+        name: str = "layer",
+    ) -> "InexactLayer":
+        """A copy of a float layer whose products are the multiplier's.
+
+        Args:
+            layer: an nn.Linear, or an nn.Conv2d.
+            multiplier: a Multiplier or the name of a shipped one.
+            input_scale: what one step of the int8 input is worth; largest input / 127, mostly.
+            weights: 'int8', or 'fibonacci': only magnitudes without two adjacent ones.
+            gradient: how it is trained: 'straight-through', as if the layer were the float one; or
+                'fitted', with the least-squares slope of the multiplier's table at each operand.
+            name: of the layer, for its errors.
+
+        Raises:
+            TypeError: the layer is of another kind.
+            ValueError: there is no such multiplier, kind of weights or gradient; the scale is not a
+                positive number; a weight is not finite.
+        """
+        if type(layer) is not cls.replaces:
+            raise TypeError(f"{type(layer).__name__} is no {cls.replaces.__name__}.")
+        made = copy.deepcopy(layer)
+        made.__class__ = cls
+        made.become(find_multiplier(multiplier), input_scale, weights, gradient, name)
+        return made
+
+    def become(
+        self, multiplier: Multiplier, input_scale: float, weights: str, gradient: str, name: str
+    ) -> None:
+        """Set up a float layer that was given this class: scales, once and for all."""
+        require_known("kind of weights", weights, WEIGHTS)
+        require_known("gradient", gradient, GRADIENTS)
+        if not 0 < input_scale < math.inf:
+            raise ValueError(f"input_scale={input_scale} of {name!r}: give a positive number.")
+        self.multiplier, self.weights, self.gradient, self.name = (
+            multiplier,
+            weights,
+            gradient,
+            name,
+        )
+        self._kept = None
+        weight = self.weight.detach()
+        codes = _codes(weights, limits(multiplier)[0])
+        try:
+            found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in weight.flatten(1)]
+        except ValueError as problem:
+            raise ValueError(f"layer {name!r}: {problem}") from None
+        self.register_buffer("input_scale", weight.new_tensor(input_scale))
+        self.register_buffer("weight_scale", weight.new_tensor(found))
+
+    def weight_codes(self) -> Tensor:
+        """The weights as they multiply now: int8, in the shape of `weight`."""
+        weight, largest = self.weight.detach(), limits(self.multiplier)[0]
+        scale = self.weight_scale.view(-1, *[1] * (weight.ndim - 1))
+        halves = (weight.abs() * 2 / scale).clamp_(max=2 * largest).int()
+        codes = _nearest(self.weights, largest).to(weight.device)[halves]
+        return torch.where(weight < 0, -codes, codes)
+
+    def by_channel(self) -> Tensor:
+        """The weights' scales, to be multiplied with something in the shape of `weight`."""
+        return self.weight_scale.view(-1, *[1] * (self.weight.ndim - 1))
+
+    def input_codes(self, x: Tensor) -> Tensor:
+        """An input as it multiplies: int8 in its shape, clamped to what calibration brought.
+
+        A NaN is a ValueError, because no code says it.
+        """
+        codes, largest = torch.empty_like(x, dtype=torch.int8), limits(self.multiplier)[1]
+        step = len(x) if x.is_cuda else max(1, BLOCK_BYTES * len(x) // max(1, x.nbytes))
+        for part, to in zip(x.detach().split(step), codes.split(step), strict=True):
+            scaled = torch.div(part, self.input_scale).round_().clamp_(-largest, largest)
+            if bool(scaled.sum().isnan()):
+                raise ValueError(f"layer {self.name!r} was given a NaN.")
+            to.copy_(scaled)
+        return codes
+
+    def prepared(self) -> list[InexactWeight]:
+        """The weights made ready, (N, K) for each group; in `eval` kept until they change."""
+        weight = self.weight
+        key = (weight.data_ptr(), weight.device, 0 if weight.is_inference() else weight._version)
+        if self.training or self._kept is None or self._kept[0] != key:
+            groups = getattr(self, "groups", 1)
+            rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(groups)
+            self._kept = key, [prepare_inexact(row, self.multiplier) for row in rows]
+        return self._kept[1]
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What goes out for x, batch and channels first; in blocks that stay in the caches."""
+        weights, scale = self.prepared(), self.input_scale * self.weight_scale
+        step, y = self.at_a_time(x), None
+        for start in range(0, max(1, len(x)), step):
+            sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
+            if y is None:  # laid out as the sums are, the channels last
+                y = sums.new_empty((len(x), *sums.shape[1:]), dtype=x.dtype)
+            scaled = torch.mul(sums, scale, out=y[start : start + step])
+            if bias is not None:
+                scaled.add_(bias)
+        return y.movedim(-1, 1)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The bare sums of int8 x, by the weights as they are now: no scale, no bias.
+
+        x is (M, K) or (B, C, H, W), as for the float layer; padding that is not with zeros is left
+        to the caller.
+        """
+        return self.sums(x, self.prepared())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer's: whatever floating dtype comes in goes out."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+            return self.float_to_float(wide).to(x.dtype)
+
+    def train(self, mode: bool = True) -> "InexactLayer":
+        """As every module's; weights that were kept are forgotten."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": None}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.multiplier.name!r}, {self.weights} weights"
+
+
+class InexactLinear(InexactLayer, nn.Linear):
+    """An nn.Linear under a multiplier; made by `from_float` or `convert_model`."""
+
+    replaces = nn.Linear
+
+    def float_to_float(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"layer {self.name!r} takes (..., {self.in_features}), and got {tuple(x.shape)}."
+            )
+        y = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias, self)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def at_a_time(self, x: Tensor) -> int:
+        return max(1, len(x))
+
+    def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
+        return inexact_product(x, weights[0])
+
+    def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        return gradient @ weight
+
+    def weight_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.t() @ x
+
+
+class InexactConv2d(InexactLayer, nn.Conv2d):
+    """An nn.Conv2d under a multiplier; made by `from_float` or `convert_model`."""
+
+    replaces = nn.Conv2d
+
+    def float_to_float(self, x: Tensor) -> Tensor:
+        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"layer {self.name!r} takes ({self.in_channels}, H, W), one or a batch, and got "
+                f"{tuple(x.shape)}."
+            )
+        images = x if x.ndim == 4 else x[None]
+        if self.padding_mode != "zeros":
+            images = F.pad(images, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        y = _Product.apply(images, self.weight, self.bias, self)
+        return y if x.ndim == 4 else y[0]
+
+    def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
+        """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group.
+
+        The channels are last, which makes one run of bytes of a kernel's row.
+        """
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, *self._zeros())).contiguous()
+        (B, H, W, C), (kh, kw), (dh, dw) = x.shape, self.kernel_size, self.dilation
+        (sh, sw), (b, h, w, c) = self.stride, x.stride()
+        OH, OW = (H - dh * (kh - 1) - 1) // sh + 1, (W - dw * (kw - 1) - 1) // sw + 1
+        shape, stride = (
+            (B, OH, OW, kh, kw, C // self.groups),
+            (b, sh * h, sw * w, dh * h, dw * w, c),
+        )
+        found = []
+        for part, weight in zip(x.chunk(self.groups, 3), weights, strict=True):
+            patches = part.as_strided(shape, stride, part.storage_offset())
+            found.append(inexact_product(patches.reshape(B * OH * OW, -1), weight))
+        y = found[0] if self.groups == 1 else torch.cat(found, 1)
+        return y.view(B, OH, OW, -1).permute(0, 3, 1, 2)
+
+    def at_a_time(self, x: Tensor) -> int:
+        """How many images' operands and sums stay in a CPU's caches."""
+        places = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
+        kernel = self.weight[0].numel() * self.groups
+        largest = places * max(4 * self.out_channels, kernel)
+        return max(1, len(x) if x.is_cuda else BLOCK_BYTES // max(1, largest))
+
+    def _zeros(self) -> list[int]:
+        """How many zeros are padded left, right, at the top and at the bottom."""
+        return self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 4
+
+    def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        left, right, top, bottom = self._zeros()
+        shape = (*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right)
+        padded = conv2d_input(shape, weight, gradient, self.stride, 0, self.dilation, self.groups)
+        return F.pad(padded, [-zeros for zeros in self._zeros()])
+
+    def weight_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+        x = F.pad(x, self._zeros())
+        return conv2d_weight(x, weight.shape, gradient, self.stride, 0, self.dilation, self.groups)
