@@ -114,7 +114,7 @@ def test_a_file_that_was_damaged_is_refused_in_a_sentence(name, write, tmp_path)
         ("two.h", "int a[] = {1}; int b[] = {2};", "2 arrays"),
         ("octal.h", "int a[] = {1, 010};", "'010' is no whole number"),
         ("ragged.h", "int a[2][2] = {{1, 2}, {3}};", "inhomogeneous"),
-        ("odd.bin", b"123", "3 bytes"),
+        ("odd.bin", b"123", "multiple of element size"),
         ("short.bin", b"1234", "2 products, and 4 to 8 bits have 256"),
         ("mine.xlsx", "", "ends in none of"),
     ],
