@@ -77,7 +77,7 @@ def tabulate(
 
     Operands are in order, from 0 or from the lowest on; a product is the low 2 n bits of a result.
     """
-    comments = " ".join(COMMENT.findall(path.read_text("utf-8", "replace")))
+    comments = " ".join(COMMENT.findall(path.read_text(encoding="utf-8", errors="replace")))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         program, source = Path(folder, "model"), Path(folder, "tabulate.c")
         source.write_text(_TABULATE, encoding="utf-8")
