@@ -123,10 +123,11 @@ def tabulate(
 
 def _find_function(path: Path, wanted: str | None) -> tuple[str, str, str]:
     """Name and operand types of the model's one public function of two integers, or of `wanted`."""
-    parts = run_compiler("-E", "-w", path.resolve())  # each behind a line that names its file
-    parts = re.findall(r"^#(.*)\n((?:(?!#).*\n)*)", parts, flags=re.MULTILINE)
-    own = "".join(part for line, part in parts if f'"{path.resolve()}"' in line)
-    text = re.sub(r'"(?:\\.|[^"\\])*"', "", own).replace("extern  {", "")
+    text = run_compiler("-E", "-w", path.resolve())
+    parts = re.split(r'^# \d+ "(.*)".*$', text, flags=re.MULTILINE)  # each behind its file's name
+    of_files = zip(parts[1::2], parts[2::2], strict=True)
+    text = "".join(part for file, part in of_files if file == str(path.resolve()))
+    text = re.sub(r'extern\s*"C"\s*\{|^#.*$|"(?:\\.|[^"\\])*"', "", text, flags=re.MULTILINE)
     while (flat := re.sub(r"\{[^{}]*\}", "\0", text)) != text:
         text = flat
     found = {}
