@@ -115,7 +115,7 @@ def choose(candidates: dict[str, Product], device: torch.device, operands: str =
     return Choice(chosen, findings)
 
 
-def best_seconds(products: dict[str, Product], operands: tuple[Tensor, Tensor]) -> dict[str, float]:
+def best_seconds(products: dict[str, Product], operands: tuple[Tensor, ...]) -> dict[str, float]:
     """The seconds of the best call of each, in turn, so that a slow moment meets them all.
 
     On a CPU it is the processor time of one thread: several that wait for each other on a busy

@@ -20,9 +20,9 @@ _STATES = ("timed", "not available", "not supported", "wrong")  # from the best 
 _NUMBERS = ["number", "seconds", "cpu_s", "first_s"]
 _NEEDED = ["run", "method", "state", "exact", "max_error", "device", "threads", "clock", "round"]
 _NEEDED += _NUMBERS
-_COLUMNS = ["state", "exact", "max_error", "runs", "rounds", "number", "median", "q25", "q75"]
-_COLUMNS += ["min", "first", "disturbed", "ratio", "ratio_low", "ratio_high", "ratio_min"]
-_COLUMNS += ["warnings"]
+_MEASURED = ["median", "q25", "q75", "min", "first", "disturbed"]
+_MEASURED += ["ratio", "ratio_low", "ratio_high", "ratio_min"]
+_COLUMNS = ["state", "exact", "max_error", "runs", "rounds", "number", *_MEASURED, "warnings"]
 
 
 def is_control(method: str) -> bool:
@@ -80,7 +80,9 @@ def summarize(
                 _refuse_mixture(own, by)
             facts = {"method": method, **_line(own, base), "baseline": baseline}
             lines.append(dict(zip(by, key, strict=True)) | facts)
-    return pd.DataFrame(lines).convert_dtypes().set_index([*by, "method"])
+    table = pd.DataFrame(lines).convert_dtypes()
+    table = table.astype(dict.fromkeys(_MEASURED, "Float64"))  # whole ones too
+    return table.set_index([*by, "method"])
 
 
 def check_rows(rows: pd.DataFrame) -> None:

@@ -53,17 +53,14 @@ def c_compiler() -> str:
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if name and shutil.which(name) and os.name != "nt":
             return name
-    raise NotAvailable(
-        "this needs a C compiler, on Linux or macOS, and none of cc, gcc and clang is found: "
-        "install one, or set CC."
-    )
+    raise NotAvailable("this needs a C compiler, and Linux or macOS: install gcc, or set CC.")
 
 
-def run_compiler(*arguments: object) -> str:
+def run_compiler(*arguments: str | Path) -> str:
     """What the system's C compiler prints; an OSError says why it failed."""
     told = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    command = [c_compiler(), *arguments]
     try:
-        command = [c_compiler(), *map(str, arguments)]
         done = subprocess.run(command, check=False, timeout=TIME_LIMIT, **told)
     except subprocess.TimeoutExpired:
         raise OSError(f"the compiler took more than {TIME_LIMIT} s") from None
@@ -75,12 +72,12 @@ def run_compiler(*arguments: object) -> str:
 
 def tabulate(
     path: Path, function: str | None, bits: int | None, signed: bool | None
-) -> tuple[str, np.ndarray, bool]:
-    """The function's name, its products [first operand, second operand], and whether it is signed.
+) -> tuple[str, np.ndarray, str]:
+    """The function's name, its products [first operand, second operand], and their convention.
 
     Operands are in order, from 0 or from the lowest on; a product is the low 2 n bits of a result.
     """
-    comments = " ".join(COMMENT.findall(path.read_text("utf-8", "replace")))
+    comments = " ".join(COMMENT.findall(path.read_text(encoding="utf-8", errors="replace")))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         program, source = Path(folder, "model"), Path(folder, "tabulate.c")
         source.write_text(_TABULATE, encoding="utf-8")
@@ -121,18 +118,16 @@ def tabulate(
                 f"{path.name} states {name} = {printed}, and its table has {found.normalize():f}: "
                 f"read as {bits} bits {'with' if signed else 'without'} a sign it is another model."
             )
-    return function, table, signed
+    return function, table, "signed" if signed else "unsigned"
 
 
 def _find_function(path: Path, wanted: str | None) -> tuple[str, str, str]:
     """Name and operand types of the model's one public function of two integers, or of `wanted`."""
-    own, mine = [], False
-    for line in run_compiler("-E", "-w", path.resolve()).splitlines():
-        if line.startswith("#"):  # says which file the next lines are of
-            mine = f'"{path.resolve()}"' in line
-        elif mine:
-            own.append(line)
-    text = re.sub(r'"(?:\\.|[^"\\])*"', "", "\n".join(own)).replace("extern  {", "")
+    text = run_compiler("-E", "-w", path.resolve())
+    parts = re.split(r'^# \d+ "(.*)".*$', text, flags=re.MULTILINE)  # each behind its file's name
+    of_files = zip(parts[1::2], parts[2::2], strict=True)
+    text = "".join(part for file, part in of_files if file == str(path.resolve()))
+    text = re.sub(r'extern\s*"C"\s*\{|^#.*$|"(?:\\.|[^"\\])*"', "", text, flags=re.MULTILINE)
     while (flat := re.sub(r"\{[^{}]*\}", "\0", text)) != text:
         text = flat
     found = {}
@@ -142,12 +137,12 @@ def _find_function(path: Path, wanted: str | None) -> tuple[str, str, str]:
         whole = not words & {"*", "void", "float", "double", "struct", "union", "__int128"}
         if len(types) == 2 and all(types) and whole and (name == wanted or "static" not in words):
             found[name] = types
-    if (wanted is not None and wanted not in found) or (len(found) != 1 and wanted is None):
-        which = f"has {', '.join(found) or 'none'}"
-        hint = "" if not found else ": say which by function="
-        raise ValueError(f"of public functions of two integers {path.name} {which}{hint}.")
-    name = wanted or next(iter(found))
-    return name, *found[name]
+    if wanted is None and len(found) == 1:
+        wanted = next(iter(found))
+    if wanted not in found:
+        which = f"{', '.join(found)}: say which by function=" if found else "none"
+        raise ValueError(f"of public functions of two integers {path.name} has {which}.")
+    return wanted, *found[wanted]
 
 
 def _run(program: Path, path: Path, first: int, last: int) -> np.ndarray:
@@ -159,11 +154,10 @@ def _run(program: Path, path: Path, first: int, last: int) -> np.ndarray:
         end = subprocess.run(command, timeout=TIME_LIMIT, cwd=program.parent, check=False, **silent)
     except subprocess.TimeoutExpired:
         raise ValueError(f"the model in {path.name} ran for more than {TIME_LIMIT} s.") from None
-    found = np.fromfile(written, np.int64) if written.exists() else np.empty(0, np.int64)
+    found = np.fromfile(written, np.int64) if written.exists() else ()
     if end.returncode or len(found) != 4 + (last + 1 - first) ** 2:
-        how = f"exit code {end.returncode}"
-        if end.returncode < 0:
-            how = signal.strsignal(-end.returncode)
+        code = end.returncode
+        how = signal.strsignal(-code) if code < 0 else f"exit code {code}"
         raise ValueError(f"the model in {path.name} ended before its last product ({how}).")
     return found
 
@@ -172,11 +166,9 @@ def _products(
     program: Path, path: Path, bits: int, signed: bool
 ) -> tuple[np.ndarray, Decimal, Decimal]:
     """The table of a model of `bits` bits, its MAE and its WCE."""
-    side = 2**bits
-    first = -side // 2 if signed else 0
-    operands = np.arange(first, first + side)
-    table = _run(program, path, first, first + side - 1)[4:].reshape(side, side) % side**2
-    if signed:
-        table = (table + side**2 // 2) % side**2 - side**2 // 2
+    side, half = 2**bits, 4**bits // 2 * signed
+    operands = np.arange(side) - side // 2 * signed
+    written = _run(program, path, operands[0], operands[-1])[4:]
+    table = (written.reshape(side, side) + half) % side**2 - half
     error = np.abs(table - np.outer(operands, operands))
     return table, Decimal(int(error.sum())) / error.size, Decimal(int(error.max()))

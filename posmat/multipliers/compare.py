@@ -9,7 +9,7 @@ import torch
 from posmat.layer.problem import ProblemSize, random_operands
 from posmat.layer.proof import best_seconds
 from posmat.machine import require_device
-from posmat.multipliers.product import inexact_product, prepare_inexact, way_of
+from posmat.multipliers.product import prepare_inexact, way_of
 from posmat.multipliers.shipped import find_multiplier
 from posmat.multipliers.table import Multiplier
 
@@ -23,11 +23,11 @@ def multiplier_table(
     operands of int8), `gemms` (int8 products that simulate it) and `path` ('gemm' or 'lookup', as
     `prepare_inexact` takes it on `device` for weights on which the multiplier is not exact).
     """
-    device, found = require_device(device), [find_multiplier(each) for each in multipliers]
+    device = require_device(device)
     rows = [
         {"multiplier": m.name, "convention": m.convention, **m.statistics()._asdict()}
         | {"rank": m.rank, "gemms": m.gemm.count, "path": way_of(m, device)}
-        for m in found
+        for m in map(find_multiplier, multipliers)
     ]
     return pd.DataFrame(rows).set_index("multiplier")
 
@@ -37,23 +37,18 @@ def lookup_rank(size: ProblemSize | None = None, device: str | torch.device = "c
 
     Found by bisection among random tables of 128 x 128, each simulated both ways and timed in
     turn, on one thread of a CPU. It takes half a minute, and is as steady as the machine is; 129 if
-    GEMMs are faster at every rank.
-
-    Args:
-        size: of the layer, int8; by default the seed's, M = 256, N = 128, K = 9,216.
-        device: where it is measured.
+    GEMMs are faster at every rank. The layer is of `size`, by default the seed's, on `device`.
     """
     x, w = random_operands(size or ProblemSize(256, 128, 9216), device=device)
-    x, w, rng, magnitudes = x.clamp(-127), w.clamp(-127), np.random.default_rng(0), np.arange(128)
+    rng, magnitudes = np.random.default_rng(0), np.arange(128)
     looked_up, multiplied = 129, 0  # the least rank known to be, and the largest
     while looked_up - multiplied > 1:
         rank = (looked_up + multiplied) // 2
         error = rng.integers(-99, 100, (rank, 128))[magnitudes % rank]  # few distinct rows
         table = np.outer(magnitudes, magnitudes) + error
         m = Multiplier.from_table(table, "random", "sign-magnitude", "weight, input", check=False)
-        prepared = {path: prepare_inexact(w, m, path) for path in ("gemm", "lookup")}
-        ways = {p: lambda x, w, own=own: inexact_product(x, own) for p, own in prepared.items()}
-        took = best_seconds(ways, (x, w))
+        ways = {path: prepare_inexact(w, m, path).product for path in ("gemm", "lookup")}
+        took = best_seconds(ways, (x,))
         slower = took["lookup"] < took["gemm"]
         looked_up, multiplied = (rank, multiplied) if slower else (looked_up, rank)
     return looked_up

@@ -44,8 +44,7 @@ class Factorization:
     def verify(self, table: np.ndarray) -> None:
         """Prove that A B is `table`, cell by cell, and that its rank is r and not less.
 
-        Raises:
-            CertificateError: a cell differs, which is named, or the rank may be less than r.
+        Else a CertificateError names a cell that differs, or says that the rank may be less.
         """
         a, b = self.weight_factor.astype(object), self.input_factor.astype(object)
         # Python integers: no product of int64 factors can wrap.
@@ -57,11 +56,9 @@ class Factorization:
                 f"the factors give {product[i, j]} in cell [{i}, {j}], and the table has "
                 f"{table[i, j]}: {len(wrong)} of {table.size} cells differ."
             )
-        if modular_rank(table) != self.rank:
-            raise CertificateError(
-                f"there are {self.rank} factors, and the rank is only shown to be at least "
-                f"{modular_rank(table)}."
-            )
+        rank = modular_rank(table)
+        if rank != self.rank:
+            raise CertificateError(f"{self.rank} factors, and the rank is only shown to be {rank}.")
 
 
 def modular_rank(table: np.ndarray) -> int:
@@ -82,11 +79,8 @@ def factorize(table: np.ndarray, progress: bool = True) -> Factorization:
     Four forms are tried and the one of fewest int8 products is taken: where a table's distinct
     rows are as few as its rank, a choice of the row itself; otherwise a short basis of the lattice
     that the rows span (by LLL, rows taken in by sixteens) with the rows' coordinates; and the same
-    two for the columns. Beyond rank 64 the first that is found serves.
-
-    Args:
-        table: (rows, columns) of integers within 32 bits.
-        progress: show a progress bar once the work takes more than a second.
+    two for the columns. Beyond rank 64 the first that is found serves. The table has integers
+    within 32 bits; with `progress`, work of more than a second shows a bar.
 
     Raises:
         CertificateError: no factors within 64 bits were found, or they do not prove themselves.
@@ -186,8 +180,6 @@ def _by_lattice(table: np.ndarray, rank: int, bar: tqdm) -> tuple[np.ndarray, np
         # LLL turns dependent rows to zero and leaves the others a basis of the same lattice.
         basis = [row for row in stacked.tolist() if any(row)]
         bar.update(1)
-    if rank == 0:
-        return np.zeros((len(table), 0), np.int64), np.zeros((0, table.shape[1]), np.int64)
     if len(basis) != rank or any(abs(int(value)) >= 2**62 for row in basis for value in row):
         return None
     b = np.array([[int(value) for value in row] for row in basis], dtype=np.int64)

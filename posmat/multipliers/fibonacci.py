@@ -4,13 +4,11 @@ There are F(n + 2) of them among the 2**n numbers of n bits: 34 of 128, 55 of 25
 Fibonacci *numbers*; the name is that of the coding, in which no two ones are adjacent either.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-MAX_BITS = 16
 CANDIDATES = (2048, 256)  # for a scale: over the whole range, and around the best
 
 
@@ -20,13 +18,8 @@ def fibonacci_codes(bits: int = 7) -> Tensor:
     Raises:
         ValueError: `bits` is not a whole number in 1..16.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"bits={bits!r}: give a whole number in 1..{MAX_BITS}.")
-    return _codes(bits).clone()
-
-
-@cache
-def _codes(bits: int) -> Tensor:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
+        raise ValueError(f"bits={bits!r}: give a whole number in 1..16.")
     every = torch.arange(2**bits)
     return every[is_fibonacci(every)]
 
@@ -35,8 +28,7 @@ def is_fibonacci(x: Tensor) -> Tensor:
     """Which elements have no two adjacent ones in their binary form: bool, in the shape of x.
 
     Raises:
-        TypeError: x does not hold integers.
-        ValueError: x holds a negative number; of a signed weight, ask its magnitude.
+        TypeError, ValueError: x does not hold integers, or it holds a negative one.
     """
     wide = _non_negative_integers(x)
     return (wide & (wide >> 1)) == 0
@@ -47,9 +39,7 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
 
     The codes of 7 bits end at 85, so all of 86..127 come down to it: the width decides.
 
-    Args:
-        x: whole numbers in 0..2**bits - 1, of any integer dtype; so are the codes that come back.
-        bits: the width of the codes, 1..16.
+    x holds whole numbers in 0..2**bits - 1 of any integer dtype, and so does the result.
 
     Raises:
         TypeError: x does not hold integers.
@@ -59,10 +49,7 @@ def nearest_fibonacci(x: Tensor, bits: int = 7) -> Tensor:
     codes = fibonacci_codes(bits).to(x.device)
     wide = _non_negative_integers(x)
     if wide.numel() and int(wide.max()) >= 2**bits:
-        raise ValueError(
-            f"x holds {int(wide.max())}, and {bits} bits end at {2**bits - 1}: "
-            "give more bits, or clamp x first."
-        )
+        raise ValueError(f"x holds {int(wide.max())}, and {bits} bits end at {2**bits - 1}.")
     # Whole x is at or above the midpoint exactly when it is at or above the midpoint rounded up.
     midpoints = (codes[:-1] + codes[1:] + 1) // 2
     nearest = codes[torch.bucketize(wide, midpoints, right=True)]
@@ -94,10 +81,7 @@ def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
     Raises:
         TypeError, ValueError: as `quantize_magnitudes`; `bits` is outside 1..7.
     """
-    codes = fibonacci_codes(bits)
-    if bits > 7:
-        raise ValueError(f"bits={bits}: an int8 magnitude has at most 7 bits.")
-    return quantize_magnitudes(weight, codes)
+    return quantize_magnitudes(weight, fibonacci_codes(bits))
 
 
 def quantize_magnitudes(
@@ -105,15 +89,13 @@ def quantize_magnitudes(
 ) -> Quantized:
     """Quantize a float weight to int8 whose magnitudes are among `codes`, at the best scale.
 
-    The scale is searched between the two beyond which it cannot lie (at one the largest weight
-    takes the smallest code, at the other most weights are clipped), first over the whole range and
-    then around the best. Lastly it is refined: with the codes held fixed the best scale has a
-    closed form. Each weight takes the nearest code, a tie the larger one.
+    The scale is searched between the two beyond which it cannot lie, then around the best. Lastly
+    it is refined: with the codes held fixed the best scale has a closed form. Each weight takes the
+    nearest code, a tie the larger one.
 
     Args:
         weight: any floating dtype and shape, finite; the largest magnitude 0 or in 1e-250..1e150.
-        codes: ascending integers that begin with 0 and end by 127; by default all of 0..127, plain
-            symmetric int8.
+        codes: ascending integers from 0 to at most 127; by default all, plain symmetric int8.
         candidates: how many scales are tried over the whole range, and then around the best.
 
     Raises:
@@ -129,7 +111,7 @@ def quantize_magnitudes(
         raise TypeError(f"the codes are {_kind(codes)}: they must be a tensor of integers.")
     ascending = codes.ndim == 1 and len(codes) > 1 and bool((codes[1:] > codes[:-1]).all())
     if not ascending or int(codes[0]) != 0 or int(codes[-1]) > 127:
-        raise ValueError("the codes must ascend from 0 to at most 127, and there must be two.")
+        raise ValueError("the codes must ascend from 0 to at most 127, 7 bits, and be two or more.")
 
     magnitude = weight.detach().double().abs().flatten()
     largest = float(magnitude.max())
@@ -200,8 +182,5 @@ def _non_negative_integers(x: Tensor) -> Tensor:
         raise TypeError(f"x is {_kind(x)}: a Fibonacci code is asked of a tensor of integers.")
     wide = x.long()
     if wide.numel() and int(wide.min()) < 0:
-        raise ValueError(
-            f"x holds {int(wide.min())}: give magnitudes; of int8 weights, "
-            "to_sign_magnitude(w).magnitude."
-        )
+        raise ValueError(f"x holds {int(wide.min())}: give magnitudes, see to_sign_magnitude.")
     return wide

@@ -23,22 +23,17 @@ _INTEGER = re.compile(r"([-+]?(?:0x[0-9a-f]+|[1-9]\d*|0))[ul]*", re.IGNORECASE)
 def read_table(path: Path, convention: str) -> np.ndarray:
     """The matrix in a file, whose first index is the file's first operand.
 
-    Args:
-        path: its ending says the format.
-        convention: as `Multiplier.from_table` takes it. It tells whether the 16 bits of a .bin
-            file have a sign, and which operands lines of three numbers have to name.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it holds no table of that format.
+    Its ending says the format; `convention`, as `Multiplier.from_table` takes it, whether the 16
+    bits of a .bin file have a sign, and which operands lines of three numbers have to name. A
+    ValueError says why it is no table.
     """
     readers = {
         ".npy": lambda content: np.lib.format.read_array(io.BytesIO(content), allow_pickle=False),
-        ".csv": lambda content: _lines(content, -1 if convention == "signed" else 0),
+        ".csv": lambda content: _lines(content, convention),
+        ".txt": lambda content: _lines(content, convention),
         ".bin": lambda content: _binary(content, convention),
         ".h": _braces,
     }
-    readers[".txt"] = readers[".csv"]
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path.name} ends in none of {', '.join(readers)}: save it as one.")
@@ -53,10 +48,9 @@ def read_table(path: Path, convention: str) -> np.ndarray:
         raise ValueError(f"{path.name} does not hold a table of numbers ({why}).") from None
 
 
-def _lines(content: bytes, sign_of_first: int) -> np.ndarray:
+def _lines(content: bytes, convention: str) -> np.ndarray:
     text = re.sub(r"[,;\t ]+", " ", content.decode("utf-8-sig"))
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
     if lines and re.search(r"[a-z]{2}|\b[a-z]\b", lines[0], re.IGNORECASE):
         lines = lines[1:]  # names of the columns
     if not lines:
@@ -65,10 +59,9 @@ def _lines(content: bytes, sign_of_first: int) -> np.ndarray:
     if table.shape[1] != 3:
         return table
     side = math.isqrt(len(table))
-    first = sign_of_first * (side // 2)
+    first = -(side // 2) if convention == "signed" else 0
     ordered = table[np.lexsort((table[:, 1], table[:, 0]))]
-    expected = np.indices((side, side)).reshape(2, -1).T + first
-    if not np.array_equal(ordered[:, :2], expected):
+    if not np.array_equal(ordered[:, :2].T, np.indices((side, side)).reshape(2, -1) + first):
         raise ValueError(
             f"{len(table):,} lines `a b product` do not have every pair of {first}.."
             f"{first + side - 1} once, as the convention has its operands"
@@ -79,15 +72,12 @@ def _lines(content: bytes, sign_of_first: int) -> np.ndarray:
 def _binary(content: bytes, convention: str) -> np.ndarray:
     if convention == "sign-magnitude":
         raise ValueError("whether its 16 bits have a sign is not known: give an array")
-    if len(content) % 2:
-        raise ValueError(f"{len(content):,} bytes are no whole number of products")
     return _square(np.frombuffer(content, "<u2" if convention == "unsigned" else "<i2"))
 
 
 def _braces(content: bytes) -> np.ndarray:
-    found = re.findall(
-        r"=\s*(\{[^;=]*\})\s*;", COMMENT.sub(" ", content.decode("utf-8", "replace"))
-    )
+    text = COMMENT.sub(" ", content.decode("utf-8", "replace"))
+    found = re.findall(r"=\s*(\{[^;=]*\})\s*;", text)
     if len(found) != 1:
         raise ValueError(f"it has {len(found)} arrays in braces that a semicolon ends, not 1")
     rows = re.findall(r"\{([^{}]*)\}", found[0])
@@ -105,6 +95,5 @@ def _integer(cell: str) -> int:
 def _square(products: np.ndarray) -> np.ndarray:
     side = math.isqrt(len(products))
     if side not in SIDES or side**2 != len(products):
-        counts = ", ".join(f"{side**2:,}" for side in SIDES)
-        raise ValueError(f"{len(products):,} products, and 4 to 8 bits have {counts}")
+        raise ValueError(f"{len(products):,} products, and 4 to 8 bits have 256 to 65,536")
     return products.reshape(side, side)

@@ -88,10 +88,8 @@ def gemm_of_factors(found: Factorization, convention: str, linear: bool) -> Gemm
 
     def by_byte(factor: np.ndarray) -> list[np.ndarray]:
         if convention == "signed":
-            wide = np.pad(factor, 128 - len(factor) // 2)
-            return [digit[CODES + 128] for digit in digits(wide)]
-        wide = np.pad(factor, (0, 129 - len(factor)))
-        return [_signed_int8(digit.astype(np.int64)) for digit in digits(wide)]
+            return digits(np.pad(factor, 128 - len(factor) // 2)[CODES + 128])
+        return digits(SIGNS * np.pad(factor, (0, 129 - len(factor)))[np.abs(CODES)])
 
     columns: dict[int, tuple[list, list]] = {}
     for a, b in zip(found.weight_factor.T, found.input_factor, strict=True):

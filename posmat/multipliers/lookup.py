@@ -48,20 +48,18 @@ void lookup_product(const uint8_t *restrict x, const uint8_t *restrict w,
 def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) -> Tensor:
     """The numbers of `inexact_product` as int64 (M, N), by one look-up per product on one thread.
 
-    Args:
-        x, w: X (M, K) and W (N, K), int8, on the CPU.
-        multiplier: a Multiplier or the name of a shipped one; an operand that it does not admit
-            counts as 0 here.
+    X (M, K) and W (N, K) are int8 and on the CPU. An operand that the multiplier does not admit
+    counts as 0 here.
 
     Raises:
         NotAvailable: there is no C compiler, or it failed.
-        TypeError, ValueError: see `check_operands`; the operands are not on the CPU.
+        TypeError, ValueError: the operands do not fit, or are not on the CPU.
     """
     check_operands(x, w)
     if x.device.type != "cpu":
         raise ValueError(f"x is on {x.device}: the compiled loop runs on the CPU.")
     found = find_multiplier(multiplier)
-    x, w, table = x.contiguous(), w.contiguous(), _table(found)
+    x, w, table = x.contiguous(), w.contiguous(), found.operand_table.astype(np.int32)
     y = torch.empty((x.shape[0], w.shape[0]), dtype=torch.int64)
     loop = _loop(found.largest_product <= 2**16)
     loop(x.data_ptr(), w.data_ptr(), table.ctypes.data, y.data_ptr(), *y.shape, x.shape[1])
@@ -71,11 +69,6 @@ def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) 
 def compiler_command() -> str:
     """The compiler and the flags of the compiled loop; NotAvailable where there is none."""
     return " ".join([c_compiler(), *FLAGS])
-
-
-@cache
-def _table(multiplier: Multiplier) -> np.ndarray:
-    return multiplier.operand_table.astype(np.int32)
 
 
 @cache

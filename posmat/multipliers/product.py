@@ -92,16 +92,14 @@ class InexactWeight(PreparedWeight):
 def prepare_inexact(w: Tensor, multiplier: str | Multiplier, path: str = "auto") -> InexactWeight:
     """What `inexact_product` needs of int8 weights (N, K), computed once and outside the clock.
 
-    Args:
-        w: W (N, K), int8; later changes of it do not count.
-        multiplier: a Multiplier or the name of a shipped one.
-        path: 'exact', 'gemm' or 'lookup'; 'auto' takes 'exact' if the multiplier is exact on every
-            weight, else 'gemm', unless a look-up is faster (see `LOOKUP_IN_GEMMS`).
+    Later changes of the weights do not count. `path` is 'exact', 'gemm' or 'lookup'; 'auto' takes
+    'exact' if the multiplier is exact on every weight, else 'gemm', unless a look-up is faster
+    (see `LOOKUP_IN_GEMMS`).
 
     Raises:
         TypeError: w is not int8.
-        ValueError: w is not a matrix or holds a -128 that the multiplier does not admit, there is
-            no such multiplier or path, or 'exact' is asked for weights on which it is not.
+        ValueError: w is not a matrix or holds what the multiplier does not admit, there is no such
+            multiplier or path, or 'exact' is asked for weights on which it is not.
     """
     return InexactWeight(w, find_multiplier(multiplier), path)
 
@@ -114,26 +112,17 @@ def inexact_product(
 ) -> Tensor:
     """The product X Wᵀ by an inexact multiplier: number for number the sum of its table over K.
 
-    Args:
-        x: X (M, K), int8.
-        w: W (N, K), int8, or what `prepare_inexact` made of it, which knows multiplier and path.
-        multiplier, path: for an int8 w, as `prepare_inexact` takes them.
-
-    Returns:
-        Y (M, N): int32 where K times the largest product fits, int64 beyond.
+    X (M, K) is int8, and so is W (N, K), or w is what `prepare_inexact` made of it, which knows
+    multiplier and path. Y (M, N) is int32 where K times the largest product fits, int64 beyond.
 
     Raises:
         TypeError: an operand is not int8; or the multiplier is missing, or given a second time.
-        ValueError: the shapes do not fit, or x holds a -128 that the multiplier does not admit;
-            and those of `prepare_inexact`.
+        ValueError: the shapes do not fit, or the multiplier does not admit an operand or the path.
     """
     check_for("inexact_product", x, w, InexactWeight)
     prepared = isinstance(w, InexactWeight)
     if prepared and (multiplier is not None or path != "auto"):
-        raise TypeError(
-            f"w was prepared for {w.multiplier.name!r} by path {w.path!r}: give neither multiplier "
-            "nor path, or the int8 weights."
-        )
+        raise TypeError(f"w is made for {w.multiplier.name!r}: give neither multiplier nor path.")
     if not prepared and multiplier is None:
         raise TypeError("multiplier is missing: name one, or give w as prepare_inexact makes it.")
     return (w if prepared else prepare_inexact(w, multiplier, path)).product(x)
@@ -170,11 +159,7 @@ def _check_admitted(t: Tensor, multiplier: Multiplier, what: str) -> None:
     axis, name = {"weight": (0, "w"), "input": (1, "x")}[what]
     low, high = multiplier.admitted[axis]
     # A look at what cannot be outside would cost a pass over it.
-    below, above = (
-        low > -128 and t.numel() and t.min() < low,
-        high < 127 and t.numel() and t.max() > high,
-    )
-    if below or above:
+    if t.numel() and ((low > -128 and t.min() < low) or (high < 127 and t.max() > high)):
         i, j = ((t < low) | (t > high)).nonzero()[0].tolist()
         raise ValueError(
             f"{name}[{i}, {j}] is {int(t[i, j])}, and the table of {multiplier.name!r} admits no "
@@ -353,10 +338,4 @@ class _Table:
                     index = x[:, k : k + count].contiguous().view(torch.uint8).int().mul_(count)
                     index.add_(torch.arange(count, dtype=torch.int32, device=x.device))
                     total.add_(F.embedding_bag(index, rows, mode="sum"))
-                y_block.add_(_scaled(total, scale, y))
-
-
-def _scaled(part: Tensor, scale: int, y: Tensor) -> Tensor:
-    """part · scale in y's dtype; in int32 modulo 2**32, as the sum's bound allows."""
-    whole = part.long() if y.dtype == torch.int64 or scale >= 2**31 else part.to(y.dtype)
-    return (whole * scale).to(y.dtype) if scale != 1 else whole
+                y_block.add_((total.long() * scale).to(y.dtype))  # int32 modulo 2**32, as y is

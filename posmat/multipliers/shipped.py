@@ -28,19 +28,14 @@ def multiplier_names() -> tuple[str, ...]:
 
 
 def find_multiplier(multiplier: str | Multiplier) -> Multiplier:
-    """The shipped multiplier of that name; a Multiplier is given back as it is.
+    """The shipped multiplier of that name (a ValueError if there is none); a Multiplier as it is.
 
-    Raises:
-        ValueError: there is none of that name.
-        TypeError: neither a name nor a Multiplier.
+    What is neither a name nor a Multiplier is a TypeError.
     """
     if isinstance(multiplier, Multiplier):
         return multiplier
     if not isinstance(multiplier, str):
-        raise TypeError(
-            f"{type(multiplier).__name__} is not a multiplier: give a Multiplier or one of the "
-            f"names {', '.join(_SHIPPED)}."
-        )
+        raise TypeError(f"{type(multiplier).__name__} is not a multiplier, nor the name of one.")
     require_known("multiplier", multiplier, _SHIPPED)
     return _shipped(multiplier)
 
@@ -64,10 +59,6 @@ def _kulkarni(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
     return total
 
 
-def _truncated(weight: np.ndarray, data: np.ndarray) -> np.ndarray:
-    return (weight & ~3) * (data & ~3)
-
-
 def _or_terms(group: int) -> list[tuple[np.ndarray, BitTerm]]:
     """The error of OR-ing rows in groups, by inclusion and exclusion.
 
@@ -88,6 +79,7 @@ def _or_terms(group: int) -> list[tuple[np.ndarray, BitTerm]]:
 
 _WEIGHT = np.arange(129)
 _PAIRS = _WEIGHT & _WEIGHT >> 1 & 0x55  # the pairs of rows that a weight chooses both of
+_CUT = _WEIGHT & ~3
 
 # name -> (definition, and of its closed form the linear coefficient and the terms)
 _SHIPPED: dict[str, tuple[Callable, np.ndarray, list[tuple[np.ndarray, BitTerm]]]] = {
@@ -97,7 +89,7 @@ _SHIPPED: dict[str, tuple[Callable, np.ndarray, list[tuple[np.ndarray, BitTerm]]
     "or_fours": (_merged_rows(4, np.bitwise_or), _WEIGHT, _or_terms(4)),
     # The inputs' pairs, twice: x & (x << 1) & 0b10101010
     "kulkarni": (_kulkarni, _WEIGHT, [(-_PAIRS, BitTerm((1,), 0xAA))]),
-    "truncated": (_truncated, 0 * _WEIGHT, [(_WEIGHT & ~3, BitTerm((), 0xFC))]),
+    "truncated": (lambda w, x: (w & ~3) * (x & ~3), 0 * _WEIGHT, [(_CUT, BitTerm((), 0xFC))]),
 }
 
 

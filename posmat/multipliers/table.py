@@ -17,17 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from posmat.multipliers import gemms
 from posmat.multipliers.cmodel import tabulate
 from posmat.multipliers.factors import Factorization, factorize, modular_rank
 from posmat.multipliers.formats import SIDES, read_table
-from posmat.multipliers.gemms import (
-    CODES,
-    SIGNS,
-    ClosedForm,
-    Gemm,
-    gemm_of_closed_form,
-    gemm_of_factors,
-)
+from posmat.multipliers.gemms import CODES, SIGNS, ClosedForm, Gemm
 
 CONVENTIONS = ("sign-magnitude", "unsigned", "signed", "two's complement")
 ORDERS = ("weight, input", "input, weight")
@@ -78,15 +72,13 @@ class Multiplier:
 
         f is called with two int64 arrays of one shape that hold every pair of operands: magnitudes
         0..128 by default, 0..255 if 'unsigned', -128..127 if 'signed'. Where it does not return a
-        product for each, it is called with two ints, pair by pair. What is not callable is a
-        TypeError; see also `from_table`.
+        product for each, it is called with two ints, pair by pair. Errors are as of `from_table`.
         """
         if not callable(f):
             raise TypeError(f"{f!r} is not callable: give a function f(weight, input).")
         require_known("convention", convention, CONVENTIONS[:3])
         size = 129 if convention == "sign-magnitude" else 256
-        operands = np.arange(size, dtype=np.int64) - (128 if convention == "signed" else 0)
-        weight, data = np.meshgrid(operands, operands, indexing="ij")
+        weight, data = np.meshgrid(*[_operands(convention, size)] * 2, indexing="ij")
         try:
             table = f(weight.copy(), data.copy())
         except (TypeError, ValueError):  # as int() and if refuse an array
@@ -120,8 +112,7 @@ class Multiplier:
         Raises:
             OSError: the file cannot be read.
             TypeError: the table does not hold numbers.
-            ValueError: the file holds no table; shape, convention or a cell, which is named, are
-                not admitted.
+            ValueError: the file holds no table, or a shape, a word or a cell is not admitted.
         """
         require_known("convention", convention, CONVENTIONS)
         require_known("order of operands", operands or ORDERS[0], ORDERS)
@@ -164,9 +155,8 @@ class Multiplier:
         What its comments state as MAE and WCE is held against its table.
 
         Args:
-            path: the C file.
             name: what to call it; by default as the function.
-            function: which function; by default the one public function of two integers.
+            function: which; by default the one public function of two integers.
             operands: what its parameters are, in their order.
             bits, signed: of the operands, where neither a name like mul8s_1KV8 nor the types tell.
 
@@ -177,8 +167,7 @@ class Multiplier:
                 say of which, or states another error than its table has.
         """
         require_known("order of operands", operands, ORDERS)
-        function, table, signed = tabulate(Path(path), function, bits, signed)
-        convention = "signed" if signed else "unsigned"
+        function, table, convention = tabulate(Path(path), function, bits, signed)
         return cls.from_table(table, name or function, convention, operands, check=False)
 
     def __repr__(self) -> str:
@@ -207,20 +196,15 @@ class Multiplier:
     ) -> ErrorStatistics:
         """The error over all pairs of operands, as they index the table; by default all it has.
 
-        Args:
-            weights, inputs: values, or how often each value occurs, {value: count}.
-
-        Raises:
-            ValueError: an operand is not in the table, or there are none.
+        `weights` and `inputs` are values, or how often each value occurs, {value: count}. It is a
+        ValueError if one is not in the table, or there are none.
         """
-        rows, columns = self._counted(0, weights), self._counted(1, inputs)
         # Python integers: sums that are exact, whatever the counts, and rounded once.
-        counts = np.outer(*(np.array(list(d.values()), dtype=object) for d in (rows, columns)))
+        counts = np.outer(self._counted(0, weights), self._counted(1, inputs))
         pairs = counts.sum()
         if not pairs:
             raise ValueError("there are no operand pairs: give at least one weight and one input.")
-        error = self.error[np.ix_(list(rows), list(columns))]
-        true = np.outer(self.weights[list(rows)], self.inputs[list(columns)])
+        error, true = self.error, np.outer(self.weights, self.inputs)
         size, meant = np.abs(error), true != 0
         total, squares = (counts * error).sum(), (counts * error * error).sum()
         MAE, relative = (counts * size).sum() / pairs, (counts * size)[meant] / np.abs(true[meant])
@@ -228,7 +212,7 @@ class Multiplier:
             pairs=pairs,
             ER=counts[size > 0].sum() / pairs,
             MAE=MAE,
-            NMED=MAE / int(np.abs(np.outer(self.weights, self.inputs)).max()),
+            NMED=MAE / int(np.abs(true).max()),
             MRED=math.fsum(relative) / max(1, counts[meant].sum()),
             WCE=int(size[counts > 0].max()),
             bias=total / pairs,
@@ -239,18 +223,15 @@ class Multiplier:
         """By exhaustive check: is every product exact when the named operand is of a kind?
 
         Kinds: 'Fibonacci code' (no two adjacent ones in the magnitude) and 'power of two' (0 too).
-        Which operand: 'weight', 'input', 'either' (one of them is enough) and 'both' (it takes
-        both).
+        Which operand: 'weight', 'input', 'either' (one is enough) and 'both' (it takes both).
         """
-        answer, w, x = {}, np.abs(self.weights), np.abs(self.inputs)
-        for kind, rows, columns in (
-            ("Fibonacci code", (w & w >> 1) == 0, (x & x >> 1) == 0),
-            ("power of two", (w & w - 1) == 0, (x & x - 1) == 0),
-        ):
-            by_weight, by_input = not self.error[rows].any(), not self.error[:, columns].any()
-            by_both = not self.error[np.ix_(rows, columns)].any()
-            answer[kind] = {"weight": by_weight, "input": by_input}
-            answer[kind] |= {"either": by_weight and by_input, "both": by_both}
+        kinds = {"Fibonacci code": lambda m: m & m >> 1, "power of two": lambda m: m & m - 1}
+        answer = {}
+        for kind, too_many in kinds.items():
+            rows, columns = (too_many(abs(o)) == 0 for o in (self.weights, self.inputs))
+            by = {"weight": not self.error[rows].any(), "input": not self.error[:, columns].any()}
+            by["either"] = by["weight"] and by["input"]
+            answer[kind] = by | {"both": not self.error[np.ix_(rows, columns)].any()}
         return answer
 
     @cached_property
@@ -268,9 +249,8 @@ class Multiplier:
     @property
     def admitted(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The lowest and the highest int8 weight, and input, that the table holds."""
-        lowest = [int(o[0]) if o[0] else -int(o[-1]) for o in (self.weights, self.inputs)]
-        highest = (int(self.weights[-1]), int(self.inputs[-1]))
-        return tuple((max(-128, a), min(127, b)) for a, b in zip(lowest, highest, strict=True))
+        ends = ((int(o[0] or -o[-1]), int(o[-1])) for o in (self.weights, self.inputs))
+        return tuple((max(-128, low), min(127, high)) for low, high in ends)
 
     @cached_property
     def exact_weights(self) -> np.ndarray:
@@ -296,11 +276,7 @@ class Multiplier:
 
     @cached_property
     def factorization(self) -> Factorization:
-        """Integer factors of the error over the operands of int8, verified cell by cell.
-
-        Over magnitudes 0..128 (or 0..127 where the table ends there), or over -128..127 if the
-        convention is 'signed'.
-        """
+        """Integer factors of the error over the operands of int8, verified cell by cell."""
         error = self._int8_part(self.error)
         if self.closed_form is None:
             return factorize(error)
@@ -312,16 +288,15 @@ class Multiplier:
     def gemm(self) -> Gemm:
         """The multiplier as a sum of int8 products, by the fewest that are known.
 
-        From the closed form; from the true product and the factors of the error; or from the
-        factors of the products themselves.
+        From the closed form; the true product and the error's factors; or the products' factors.
         """
         form = self.closed_form
         if form is not None and len(form.terms) <= MANY_TERMS:
-            return gemm_of_closed_form(form)
-        found = gemm_of_factors(self.factorization, self.convention, linear=True)
+            return gemms.gemm_of_closed_form(form)
+        found = gemms.gemm_of_factors(self.factorization, self.convention, linear=True)
         products = self._int8_part(self.table)
         if form is None and modular_rank(products) <= self.rank:
-            other = gemm_of_factors(factorize(products), self.convention, linear=False)
+            other = gemms.gemm_of_factors(factorize(products), self.convention, linear=False)
             return min(found, other, key=lambda gemm: gemm.count)
         return found
 
@@ -329,11 +304,10 @@ class Multiplier:
         """The rows and the columns that an int8 operand can meet."""
         return table if self.convention == "signed" else table[:129, :129]
 
-    def _counted(self, axis: int, operands: Collection | Mapping | None) -> dict[int, int]:
-        """How often each row, or column, is meant."""
+    def _counted(self, axis: int, operands: Collection | Mapping | None) -> np.ndarray:
+        """How often each row, or column, is meant, in Python integers."""
         known = (self.weights, self.inputs)[axis]
-        if operands is None:
-            operands = known
+        counts, operands = 0 * known.astype(object), known if operands is None else operands
         if not isinstance(operands, Mapping):
             operands = Counter(np.asarray(operands).reshape(-1).tolist())
         for value, count in operands.items():
@@ -342,7 +316,8 @@ class Multiplier:
                     f"{('weight', 'input')[axis]} {value}, {count} times, is not in the table of "
                     f"{self.name!r}, which has {known[0]}..{known[-1]}."
                 )
-        return {int(value - known[0]): int(count) for value, count in operands.items()}
+            counts[value - known[0]] = int(count)
+        return counts
 
 
 def require_known(kind: str, word: str | None, known: Collection[str]) -> None:
@@ -366,9 +341,7 @@ def _matrix(table: Any, convention: str, named: str) -> np.ndarray:
     try:
         table = np.asarray(table)
     except ValueError:
-        raise ValueError(
-            f"{named} has rows of different lengths: it must be a matrix of products."
-        ) from None
+        raise ValueError(f"{named} has rows of different lengths: give a matrix.") from None
     if table.dtype.kind not in "iuf":
         raise TypeError(f"{named} holds {table.dtype}: it must hold whole numbers.")
     if table.dtype.kind == "f":  # float32 takes the limit of 32 bits for 2**31
@@ -383,16 +356,13 @@ def _matrix(table: Any, convention: str, named: str) -> np.ndarray:
         raise ValueError(
             f"{named} has shape {table.shape}: for convention {convention!r} it must be {wanted}."
         )
-    for bad, why in (
-        (~(np.floor(table) == table), "it must be a whole number"),
-        ((table < -(2**31)) | (table > 2**31 - 1), "it must fit 32 bits"),
-    ):
-        if bad.any():
-            i, j = map(int, np.argwhere(bad)[0])
-            raise ValueError(
-                f"{named} says {table[i, j]} in row {i}, column {j}: {why} ({bad.sum()} such "
-                "cells)."
-            )
+    bad = ~((np.floor(table) == table) & (table >= -(2**31)) & (table <= 2**31 - 1))
+    if bad.any():
+        i, j = map(int, np.argwhere(bad)[0])
+        raise ValueError(
+            f"{named} says {table[i, j]} in row {i}, column {j}: products must be whole numbers "
+            f"that fit 32 bits ({bad.sum()} are not)."
+        )
     return table.astype(np.int32)
 
 
@@ -422,6 +392,5 @@ def _refuse_misread(table: np.ndarray, convention: str, named: str) -> None:
     if own and 4 * MAE[order, how] <= own:
         raise ValueError(
             f"{named} as {convention!r} has a mean absolute error of {own:,.2f}, and as "
-            f"{order!r}{how} of {MAE[order, how]:,.2f}: give that, or check=False to take it as "
-            "it is."
+            f"{order!r}{how} of {MAE[order, how]:,.2f}: give that, or check=False to take it as is."
         )

@@ -51,7 +51,9 @@ def test_width_and_sign_are_those_of_the_name_or_of_the_types(
         int one(int a);
         int main(int n, char **words) {{ return 7; }}
         {result} {name}({operand} B, const {operand} A) /* (int a, int b) {{ */
-        {{ return B * (A & ~1) + (B == 3); }}""",
+        {{
+        #pragma of some compiler
+        return B * (A & ~1) + (B == 3); }}""",
     )
     found = Multiplier.from_c(path)
     v = np.arange(2**bits) - signed * 2 ** (bits - 1)

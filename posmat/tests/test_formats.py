@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+import posmat as pm
 from posmat.multipliers.table import Multiplier
 
 
@@ -114,7 +116,7 @@ def test_a_file_that_was_damaged_is_refused_in_a_sentence(name, write, tmp_path)
         ("two.h", "int a[] = {1}; int b[] = {2};", "2 arrays"),
         ("octal.h", "int a[] = {1, 010};", "'010' is no whole number"),
         ("ragged.h", "int a[2][2] = {{1, 2}, {3}};", "inhomogeneous"),
-        ("odd.bin", b"123", "3 bytes"),
+        ("odd.bin", b"123", "multiple of element size"),
         ("short.bin", b"1234", "2 products, and 4 to 8 bits have 256"),
         ("mine.xlsx", "", "ends in none of"),
     ],
@@ -140,3 +142,51 @@ def test_files_that_numpy_writes_otherwise_are_refused(tmp_path):
     (tmp_path / "t.bin").write_bytes(bytes(2**17))
     with pytest.raises(ValueError, match="16 bits have a sign is not known"):
         Multiplier.from_table(tmp_path / "t.bin", convention="sign-magnitude")
+
+
+def test_the_inputs_that_were_refused_or_misread_have_their_right_values(tmp_path):
+    """One to nine of the field's; the sixth and the seventh are the formats above."""
+    c = np.arange(256, dtype=np.uint8).view(np.int8).astype(int)
+    v = np.arange(-128, 128)
+
+    def product(multiplier, w, x):
+        w, x = (torch.tensor([o], dtype=torch.int8) for o in (w, x))
+        found = [pm.inexact_product(x, w, multiplier, path).item() for path in ("gemm", "lookup")]
+        assert found[0] == found[1]
+        return found[0]
+
+    # 1: the exact multiplier by its bytes, taken for one in the order of numbers.
+    with pytest.raises(ValueError, match=r"as \"two's complement\" of 0\.00"):
+        Multiplier.from_table(np.outer(c, c), "acc", "signed")
+    exact = Multiplier.from_table(np.outer(c, c), "acc", "two's complement")
+    assert product(exact, [7, -2], [3, -5]) == 31 and exact.statistics().WCE == 0
+    # 2: a signed table, taken for an unsigned one.
+    signed = (c[:, None] & ~1) * (c & ~1)
+    with pytest.raises(ValueError, match="an unsigned circuit has no negative product"):
+        Multiplier.from_table(signed, "t", "unsigned")
+    signed = Multiplier.from_table(signed, "t", "two's complement")
+    assert product(signed, [-3], [-5]) == 24
+    # 3: [input, weight], of which the weights alone lose their lowest bit.
+    by_input = np.outer(range(256), np.arange(256) & ~1)
+    with pytest.raises(ValueError, match=r"\(1 by 2 is 2, and 2 by 1 is 0\): give operands="):
+        Multiplier.from_table(by_input, "t", "unsigned")
+    by_input = Multiplier.from_table(by_input, "t", "unsigned", "input, weight")
+    assert product(by_input, [7], [3]) == 18
+    # 4: a signed function whose result is read without a sign.
+    with pytest.raises(ValueError, match=r"'signed' with its products as int16 of 53\.33"):
+        Multiplier.from_function(lambda w, x: ((w & ~1) * (x & ~1)) & 0xFFFF, "t", "signed")
+    low = Multiplier.from_table(np.outer(v & ~1, v & ~1), "t", "signed").statistics()
+    assert (low.MAE, low.WCE) == (53.333984375, 255) == signed.statistics()[2:6:3]
+    # 5: products with 0 that are not 0; the sign of 0 is plus.
+    z = Multiplier.from_function(lambda w, x: (w * x) | 1, "z", "unsigned")
+    assert [product(z, [w], [x]) for w, x in ((0, 5), (-5, 0), (0, 0), (2, -3))] == [1, -1, 1, -7]
+    assert z.statistics([0]).ER == 1 and not z.exact_when()["power of two"]["both"]
+    # 8: of 7 and 6 bits; what is beyond is refused by its name.
+    for bits, w in ((7, -128), (6, 64)):
+        table = np.outer(range(2**bits), range(2**bits))
+        m = Multiplier.from_table(table, f"m{bits}", "unsigned")
+        assert product(m, [2**bits - 1], [-3]) == -3 * (2**bits - 1)
+        with pytest.raises(ValueError, match=rf"w\[0, 0\] is {w}, and the table of 'm{bits}'"):
+            product(m, [w], [1])
+    # 9: a function of two numbers.
+    assert product(Multiplier.from_function(lambda w, x: int(w) * int(x), "s"), [-7], [9]) == -63

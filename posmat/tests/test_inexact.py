@@ -100,6 +100,26 @@ def test_every_pair_of_operands_by_every_path(name):
         assert_equal(inexact_product(x, w, multiplier, path), expected)
 
 
+@pytest.mark.parametrize("bits", [4, 5, 6, 7, 8])
+@pytest.mark.parametrize("convention", ["unsigned", "signed", "two's complement"])
+def test_both_orders_of_operands_at_every_width(convention, bits):
+    rng, side = np.random.default_rng(bits), 2**bits
+    v = np.arange(side) - (convention != "unsigned") * side // 2
+    v = np.roll(v, side // 2 * (convention == "two's complement"))
+    table = np.outer(v, v) + rng.integers(1, 9, (side, 2)) @ rng.integers(1, 9, (2, side))
+    by_weight, by_input = (
+        Multiplier.from_table(table, order, convention, order)
+        for order in ("weight, input", "input, weight")
+    )
+    x, w = operands(by_weight, 20, 7, 65)
+    x[0], w[0] = 0, 0  # whose products are not 0
+    expected = summed_table(x, w, by_weight)
+    assert expected[0, 0] > 0
+    for path in PATHS:
+        assert_equal(inexact_product(x, w, by_weight, path), expected)
+        assert_equal(inexact_product(w, x, by_input, path), expected.T)
+
+
 # Every form of a GEMM's operands: bits and their XOR; one column, in pairs and in sixteens; scales.
 FORMS = [*multiplier_names(), "rank 3", "rank 20", "two digits", "signed", "32 bits"]
 WAYS = [(name, path, None) for name in EVERY for path in PATHS]

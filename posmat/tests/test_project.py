@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import posmat as pm
 from posmat.measure.run import read_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,25 @@ def test_every_public_name_is_there_and_an_unknown_one_is_refused():
         assert getattr(posmat, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = posmat.no_such_name
+
+
+def test_what_the_readme_shows_of_the_library_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    body = "{ return (B & ~1) * A; }"
+    source = f"#include <stdint.h>\nint16_t mul8s_mine(int8_t A, int8_t B) {body}\n"
+    (tmp_path / "mul8s_mine.c").write_text(source, encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"(?s)```python\n(.*?)```", text)
+    exec(first, {})
+    try:
+        pm.compiler_command()
+    except pm.NotAvailable as reason:
+        pytest.skip(str(reason))
+    shown = {}
+    exec(second, shown)
+    assert "WCE=128" in capsys.readouterr().out
+    w = shown["W"].bitwise_and(~1)  # the second parameter is the weight
+    assert (shown["Y"] == pm.integer_product(shown["X"], w)).all()
 
 
 def test_the_readme_tells_the_size_of_helper_and_driver():
