@@ -257,4 +257,23 @@ FIGURES: list[FigureSpec] = [
         kind="Speedups over the baseline, one line per method; times, and ratios to it",
         table=lines.lines_of_speedup,
     ),
+    FigureSpec(
+        "network-accuracy",
+        "10_network",
+        "A network under inexact multipliers",
+        multipliers.digits_accuracy,
+        "The share of test images that the network of the seed's layer names rightly, each product "
+        "of its convolutions and fully connected layers done by the multiplier, with int8 or with "
+        "Fibonacci weights, rounded at once or retrained. A faint dot for each training, a bold "
+        "one for their mean.",
+        reads=("{stem}.accuracy.csv",),
+        kind="Accuracies, one line per multiplier and a dot per training; medians with ranges",
+        table=lambda frame: medians(frame, ["multiplier", "weights"], {"accuracy": "accuracy"}),
+    ),
+    _times(
+        "network-times",
+        "10_network",
+        "What simulating a network costs",
+        "The network of the seed's layer, its products in float32 or by multipliers.",
+    ),
 ]

@@ -9,6 +9,7 @@ The ways there, all equal number for number:
     "exact"    one GEMM, where every weight is one on which the multiplier is exact
     "gemm"     1 + r GEMMs, by the engine that `posmat.layer.engines` chooses: int8 or float32
     "lookup"   the table, by rows: for each k, table[w[:, k]] is one row of N for each value of x
+    "compiled" one look-up per product, in C and on one thread: slower, to compare with
 
 What the weights need is prepared once, by `prepare_inexact`.
 """
@@ -28,10 +29,11 @@ from posmat.layer.gemm import PreparedWeight, check_for
 from posmat.layer.products import INT32_MAX_IN_FEATURES
 from posmat.layer.proof import INT8
 from posmat.multipliers.gemms import BitTerm
+from posmat.multipliers.lookup import compiled_lookup_product
 from posmat.multipliers.shipped import find_multiplier
 from posmat.multipliers.table import Multiplier
 
-PATHS = ("auto", "exact", "gemm", "lookup")
+PATHS = ("auto", "exact", "gemm", "lookup", "compiled")
 
 # By engine, how many GEMMs with their operands' mapping take as long as the look-up path: one
 # thread, at the seed's size, on a processor with AVX512-VNNI.
@@ -59,13 +61,14 @@ class InexactWeight(PreparedWeight):
         fits = K <= INT32_MAX_IN_FEATURES and K * multiplier.largest_product <= 2**31 - 1
         self._accumulator = torch.int32 if fits else torch.int64
         self._table = _Table(w, multiplier) if self.path == "lookup" else None
-        if self._table is None:
-            self._weight = w.clone(memory_format=torch.contiguous_format)
-            self._terms: dict[str, list[Term]] = {}
+        self._weight = w.clone(memory_format=torch.contiguous_format)
+        self._terms: dict[str, list[Term]] = {}
+        if self.path in ("exact", "gemm"):
             self._laid_out(engine_for(w.device, INT8))
 
     def __repr__(self) -> str:
         words = {"exact": "exact on these weights: one GEMM", "lookup": "table look-up"}
+        words["compiled"] = "one look-up per product"
         way = words.get(self.path, f"{self.gemms} GEMM{'s' * (self.gemms != 1)}")
         return f"InexactWeight{self.shape}: {self.multiplier.name!r}, path {self.path!r} ({way})"
 
@@ -73,6 +76,8 @@ class InexactWeight(PreparedWeight):
         """Y (M, N) of int8 X (M, K), whose shape and dtype are known to fit."""
         _check_admitted(x, self.multiplier, "input")
         N, K = self.shape
+        if self.path == "compiled":
+            return compiled_lookup_product(x, self._weight, self.multiplier).to(self._accumulator)
         if self._table is None:
             engine = engine_for(x.device, INT8)
             return sum_of_gemms(x, self._laid_out(engine), N, engine, self._accumulator)
@@ -92,7 +97,7 @@ class InexactWeight(PreparedWeight):
 def prepare_inexact(w: Tensor, multiplier: str | Multiplier, path: str = "auto") -> InexactWeight:
     """What `inexact_product` needs of int8 weights (N, K), computed once and outside the clock.
 
-    Later changes of the weights do not count. `path` is 'exact', 'gemm' or 'lookup'; 'auto' takes
+    Later changes of the weights do not count. `path` is one of those above; 'auto' takes
     'exact' if the multiplier is exact on every weight, else 'gemm', unless a look-up is faster
     (see `LOOKUP_IN_GEMMS`).
 
@@ -133,7 +138,7 @@ def _path(w: Tensor, found: Multiplier, path: str) -> str:
     if path not in PATHS:
         raise ValueError(f"there is no path {path!r}: the paths are {', '.join(PATHS)}.")
     _check_admitted(w, found, "weight")
-    if path in ("gemm", "lookup"):
+    if path in ("gemm", "lookup", "compiled"):
         return path
     inexact = ~torch.from_numpy(found.exact_weights).to(w.device)[w.view(torch.uint8).long()]
     if not bool(inexact.any()):

@@ -91,6 +91,8 @@ class _Product(torch.autograd.Function):
 class InexactLayer(nn.Module):
     """What a fully connected layer and a convolution have in common."""
 
+    path = "auto"  # as `prepare_inexact` takes it
+
     @classmethod
     def from_float(
         cls,
@@ -177,11 +179,12 @@ class InexactLayer(nn.Module):
     def prepared(self) -> list[InexactWeight]:
         """The weights made ready, (N, K) for each group; in `eval` kept until they change."""
         weight = self.weight
-        key = (weight.data_ptr(), weight.device, 0 if weight.is_inference() else weight._version)
+        version = 0 if weight.is_inference() else weight._version
+        key = self.path, weight.data_ptr(), weight.device, version
         if self.training or self._kept is None or self._kept[0] != key:
             groups = getattr(self, "groups", 1)
             rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(groups)
-            self._kept = key, [prepare_inexact(row, self.multiplier) for row in rows]
+            self._kept = key, [prepare_inexact(row, self.multiplier, self.path) for row in rows]
         return self._kept[1]
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:

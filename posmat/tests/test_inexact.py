@@ -313,7 +313,7 @@ def test_a_large_layer_by_the_compiled_loop():
         x, w = operands(multiplier, 70, 33, 2051)
         expected = pm.compiled_lookup_product(x, w, multiplier)
         assert torch.equal(expected[:2], summed_table(x[:2], w, multiplier))
-        for path in PATHS:
+        for path in (*PATHS, "compiled"):
             assert_equal(inexact_product(x, w, multiplier, path), expected)
 
 
