@@ -117,7 +117,7 @@ FIGURES: list[FigureSpec] = [
     ),
     FigureSpec(
         "then-and-now",
-        "10_summary",
+        "11_summary",
         "Then and now",
         lines.then_and_now,
         lines.caption_then_and_now,

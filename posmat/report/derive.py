@@ -21,7 +21,7 @@ from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
     import pandas as pd
 
-SUMMARY = "10_summary"  # the notebook whose rows are made of all rows
+SUMMARY = "11_summary"  # the notebook whose rows are made of all rows
 # Columns that may set groups of rows apart, each group with its own baseline.
 _GROUPS = ("dtype", "batch_size", "out_features", "in_features", "threads", "clock", "cache")
 
@@ -202,7 +202,7 @@ def orphans(root: Path, results: list[Result], published: bool) -> list[str]:
 
 
 def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str], list[str]]:
-    """Whether notebook 10 read the rows that are there now: what does not hold, and what to know.
+    """Whether notebook 11 read the rows that are there now: what does not hold, and what to know.
 
     Only a machine's own host can make its summary again. So its own lines must be what its rows
     give today; that other machines came or measured again since then is no fault, and is told.
@@ -228,7 +228,7 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     except (OSError, KeyError, ValueError) as error:
         return [f"{names[0]} or its table cannot be made again: {_first_line(error)}"], []
     where = {LOCAL: "", QUICK: " --quick"}.get(machine, f" --machine {machine}")
-    again = f"run 'posmat report 10{where}'."
+    again = f"run 'posmat report 11{where}'."
     problems = []
     for name, old, new in zip(names, kept, derived, strict=True):
         # Older sources said less of each line.

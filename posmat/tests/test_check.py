@@ -155,15 +155,15 @@ def test_own_runs_can_be_left_out(project):
 
 
 def summarized(root: Path) -> None:
-    """Keep what notebook 10 leaves on the machine alpha."""
+    """Keep what notebook 11 leaves on the machine alpha."""
     shutil.copy(ROOT / "data" / "seed.csv", root / "data")
     seed, rows = read_seed(root / "data" / "seed.csv"), read_all_rows("alpha", root)
     kept = then_and_now(rows, seed).assign(run=0)
-    keep(root, "10_summary", kept.assign(machine="alpha", device="all"))
-    path = root / "data/alpha/all/10_summary.csv"
+    keep(root, "11_summary", kept.assign(machine="alpha", device="all"))
+    path = root / "data/alpha/all/11_summary.csv"
     then_and_now(rows, seed).to_csv(path, index=False)
     facts = json.loads(path.with_suffix(".json").read_text()) | {"rows_sha256": rows_hash(path)}
-    (result,) = (one for one in find_results(root) if one.stem == "10_summary")
+    (result,) = (one for one in find_results(root) if one.stem == "11_summary")
     facts["key"]["rows"] = hash_of_all_rows(root, "alpha")
     path.with_suffix(".json").write_text(json.dumps(facts))
     make_folder(result.report("").parent)
@@ -182,10 +182,10 @@ def test_a_summary_of_other_rows_is_found(project):
     keep(project, name, at_the_seeds_size())
     summarized(project)
     assert check_project(project) == ([], [], [])
-    table = project / "reports/alpha/all/10_summary.table.csv"
+    table = project / "reports/alpha/all/11_summary.table.csv"
     change(table, "order reversed", "order kept")
     (problem,) = check_project(project)[0]
-    assert problem.startswith("reports/alpha/all/10_summary.table.csv was made from other rows")
+    assert problem.startswith("reports/alpha/all/11_summary.table.csv was made from other rows")
     change(table, "order kept", "order reversed")
     # Another machine is published: alpha's summary was made before, and its own lines still hold.
     keep(project, name, at_the_seeds_size("gamma"))
@@ -193,16 +193,16 @@ def test_a_summary_of_other_rows_is_found(project):
     problems, _, notes = check_project(project)
     assert not problems
     assert notes == [
-        "data/alpha/all/10_summary.csv was made when data/ held other rows; what it says of alpha "
-        "still holds, and to read all that are there now, run 'posmat report 10 --machine alpha'."
+        "data/alpha/all/11_summary.csv was made when data/ held other rows; what it says of alpha "
+        "still holds, and to read all that are there now, run 'posmat report 11 --machine alpha'."
     ]
     # Its own rows are measured again.
     keep(project, name, at_the_seeds_size(slower=2.0))
     redraw(project)
     problems, _, notes = check_project(project)
     assert not notes and problems == [
-        "data/alpha/all/10_summary.csv was made from other rows of alpha than there are: "
-        "run 'posmat report 10 --machine alpha'."
+        "data/alpha/all/11_summary.csv was made from other rows of alpha than there are: "
+        "run 'posmat report 11 --machine alpha'."
     ]
 
 
