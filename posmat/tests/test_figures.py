@@ -11,6 +11,7 @@ from posmat.charts.style import ALT_LENGTH, COLOURS, as_text, in_words, medians
 from posmat.measure.files import project_root
 from posmat.measure.summary import AGAIN, FLOOR
 from posmat.report.store import OWN, find_drawings, find_results
+from posmat.tests.sample import MACHINES, make_rows
 from posmat.tests.test_summary import rows_of
 
 
@@ -203,3 +204,21 @@ def test_a_chart_in_words_tells_its_first_lines_and_how_many_more():
     assert said.endswith("2 97.0; and 6 more.") and len(said) < ALT_LENGTH
     nothing = medians(many[:0], ["method"], share)
     assert in_words("A kind", nothing) == "A kind: nothing to show."
+
+
+def test_random_tables_stand_in_one_chart_and_not_in_the_other():
+    facts = {
+        "torch._int_mm": (1e-3, None, None),
+        "or_pairs": (3e-3, "gemm", 2),
+        "random table, rank 4": (8e-3, "gemm", 5),
+        "look-up": (0.2, "lookup", None),
+    }
+    rows = make_rows({name: seconds for name, (seconds, *_) in facts.items()}, *MACHINES[0])
+    for i, column in enumerate(("path", "gemms"), start=1):
+        rows[column] = [facts.get(name, (None,) * 3)[i] for name in rows["method"]]
+    rows = rows.assign(multiplier=rows["method"]).convert_dtypes()
+    times = [text.get_text() for text in draw_figure("inexact-multipliers", rows).axes[0].texts]
+    assert "or_pairs" in times and not any("random" in text for text in times)
+    axes = draw_figure("cost-against-rank", rows).axes[0]
+    found = {tuple(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None"}
+    assert found == {(1.0,), (2.0,), (5.0,)}  # the first is the control's
