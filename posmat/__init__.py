@@ -31,6 +31,7 @@ _PUBLIC = {
     "multipliers.product": "inexact_product prepare_inexact error_product output_error",
     "multipliers.lookup": "compiled_lookup_product compiler_command",
     "network.digits": "load_digit_images train_network quantize_network accuracy mean_difference",
+    "network.data": "load_images describe_data",
     "machine": "require_device describe_environment",
     "measure.memory": "peak_memory",
     "measure.timing": "time_methods time_as_seed",
