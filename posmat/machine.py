@@ -4,6 +4,7 @@ Torch is imported only where a device is meant, so that the driver does without.
 """
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
+JOB_VARIABLE = "POSMAT_JOB"  # what the driver tells a kernel: machine, run, stem, folders
 NOT_GIVEN = "not given by the system"
 LEAST_CLOCK_SHARE = 0.75  # of a GPU's highest SM clock; below it times are not those of the card
 
@@ -34,6 +36,11 @@ _OF_THE_GPU = {  # our name, with its unit, and that of nvidia-smi
     "temperature_c": "temperature.gpu",
     "driver": "driver_version",
 }
+
+
+def job_order() -> dict:
+    """What the driver told this kernel; nothing where there is none."""
+    return json.loads(os.environ.get(JOB_VARIABLE, "{}"))
 
 
 def processor_name() -> str:

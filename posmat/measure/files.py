@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from posmat.machine import describe_host, host_identity
+from posmat.machine import describe_host, host_identity, job_order
 
 if TYPE_CHECKING:  # pandas takes most of a second to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # pandas takes most of a second to load, and `posmat --help` 
 LOCAL = "local"  # the machine's name where no person gave one; git ignores its folders
 QUICK = "quick"  # the machine's name of runs at small sizes, whose folders git ignores
 ALL_DEVICES = "all"  # the device's folder for a notebook that reads the rows of all of them
-NOT_IN_VARIANT = ("device", "output_dir")  # one is a folder, the other says where folders are
-JOB_VARIABLE = "POSMAT_JOB"  # what the driver tells a kernel: machine, run, stem, folders
+PATHS = ("output_dir", "data_dir")  # where files lie on this machine: in no name, key or provenance
+NOT_IN_VARIANT = ("device", *PATHS)  # the device has folders of its own
 SCRATCH = ".posmat"  # the folder of a checkout where results wait until they are whole
 
 TABLE = ".table.csv"
@@ -181,7 +181,7 @@ def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    asked = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("root")
+    asked = job_order().get("root")
     root = root or (Path(asked) if asked else project_root()) or Path.cwd()
     frames = []
     for provenance in sorted((root / "data").glob("*/*/[!.]*.json")):  # macOS leaves ._ files

@@ -3,7 +3,6 @@
 import ast
 import io
 import json
-import os
 import subprocess
 import time
 import tokenize
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from posmat import machine
 from posmat.measure import files
-from posmat.measure.files import ALL_DEVICES, JOB_VARIABLE, LOCAL, SCRATCH, TABLE, RecordError
+from posmat.measure.files import ALL_DEVICES, LOCAL, PATHS, SCRATCH, TABLE, RecordError
 
 if TYPE_CHECKING:  # pandas takes most of a second to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -54,11 +53,13 @@ class Run:
         table: "pd.DataFrame | None" = None,
         figures: Mapping[str, object] | None = None,
         frames: "Mapping[str, pd.DataFrame] | None" = None,
+        data: Mapping | None = None,
     ) -> Path:
         """Keep rows, their table, figures and provenance, and give the folder of the rows.
 
         `figures` are what `draw_figure` gave, by their ids; `frames` tidy rows of other kinds, by
-        what they are ("memory"). All is kept, or nothing and a RecordError is raised.
+        what they are ("memory"); `data` what `describe_data` said, for the provenance. All is
+        kept, or nothing and a RecordError is raised.
         """
         root, where = files.project_root(), (self.tags["machine"], self.tags["device"])
         own = self.output_dir or (None if root else Path.cwd() / "posmat-output")
@@ -72,6 +73,7 @@ class Run:
                 frame.to_csv(folder / self._file(what), index=False)
             digests = {what: files.rows_hash(folder / self._file(what)) for what in tidy}
             known = {"rows": len(rows), "rows_sha256": digests.pop(""), "frames_sha256": digests}
+            known |= {"data": data} if data else {}
             if table is not None:
                 table.to_csv(folder / f"{self.stem}{TABLE}")
             # What tells this run's figures from another's: the variant, the machine, the device.
@@ -143,14 +145,13 @@ def start_run(notebook: str, device: object, namespace: Mapping, output_dir: str
         RecordError: the folder cannot be made or belongs to another host, or the notebook has a
             parameter that is no typed literal.
     """
-    started, job = time.time(), json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    started, job = time.time(), machine.job_order()
     root = files.project_root()
     source = root and root / "notebooks" / f"{notebook}.ipynb"
     declared = read_parameters(source) if source and source.exists() else {}
     defaults = {name: parameter.default for name, parameter in declared.items()}
-    parameters = {name: namespace[name] for name in defaults if name in namespace}
+    parameters = {n: namespace[n] for n in defaults if n in namespace and n not in PATHS}
     parameters |= {"device": str(device)} if "device" in parameters else {}
-    # The driver's staging folder is no parameter: a report would carry the path of one machine.
     output_dir = output_dir or job.get("output_dir", "")
     folder = files.make_folder(Path(output_dir).expanduser().resolve()) if output_dir else None
     tags = {"run": job.get("run", 0), "notebook": notebook, "machine": job.get("machine", LOCAL)}

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from posmat.network.data import TEST_SHARE
+
 FEWEST_SPLITS = 5  # for an interval: below, nobody could tell how much splits differ
 RESAMPLED = 2000  # times that a bootstrap draws its images
 
@@ -51,8 +53,8 @@ class MeanDifference(NamedTuple):
     high: float | None
 
 
-def mean_difference(differences: Sequence[float], test_share: float = 0.25) -> MeanDifference:
-    """The mean over random splits of the same images, with an interval that knows that they share.
+def mean_difference(differences: Sequence[float]) -> MeanDifference:
+    """The mean over splits of the digits, with an interval that knows that they share images.
 
     A plain t interval over them is too narrow: by Nadeau and Bengio's correction (Inference for the
     Generalization Error, 2003) the variance of the mean is that of one split times
@@ -66,7 +68,7 @@ def mean_difference(differences: Sequence[float], test_share: float = 0.25) -> M
     mean = float(values.mean())
     if n < FEWEST_SPLITS:
         return MeanDifference(mean, None, None)
-    variance = values.var(ddof=1) * (1 / n + test_share / (1 - test_share))
+    variance = values.var(ddof=1) * (1 / n + TEST_SHARE / (1 - TEST_SHARE))
     reach = float(stats.t.ppf(0.975, n - 1) * variance**0.5)
     return MeanDifference(mean, mean - reach, mean + reach)
 

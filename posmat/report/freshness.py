@@ -17,7 +17,7 @@ from pathlib import Path
 
 import posmat
 from posmat.machine import host_identity
-from posmat.measure.files import ALL_DEVICES, is_read_by, rows_hash
+from posmat.measure.files import ALL_DEVICES, NOT_IN_VARIANT, is_read_by, rows_hash
 from posmat.measure.run import ROOMS
 from posmat.report.store import Result, holding, name_in, read_object
 
@@ -33,7 +33,7 @@ def job_key(job, host: str = "", torch: str = "") -> dict:
     For another host, `host` is its identity and `torch` the version of PyTorch there.
     """
     key = sources_key(job.source) | {
-        "parameters": {n: job.parameters[n] for n in sorted({*job.parameters} - {"device"})},
+        "parameters": {n: job.parameters[n] for n in sorted({*job.parameters} - {*NOT_IN_VARIANT})},
         "host": host or host_identity(),
         "device": job.device,
         "torch": torch or importlib.metadata.version("torch"),

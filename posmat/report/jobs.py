@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from posmat.measure.files import (
     ALL_DEVICES,
-    NOT_IN_VARIANT,
+    PATHS,
     QUICK,
     SCRATCH,
     RecordError,
@@ -132,13 +132,17 @@ def plan(
             name, sign, text = word.partition("=")
             if not sign:
                 raise UsageError(f"-p {word!r}: write it as NAME=VALUE.")
-            if name in NOT_IN_VARIANT:
+            if name in ("device", "output_dir"):
                 raise UsageError(
                     f"-p {word}: the device is chosen with --device, and the driver has its own "
                     "folders; for one of yours run papermill itself."
                 )
-            # A text whose default holds a comma has its commas to itself.
-            whole = "," in str(defaults.get(name))
+            if name in PATHS:
+                if name in grid:
+                    raise UsageError(f"-p {word}: {name} is one folder for all jobs; give it once.")
+                text = text and str(Path(text).expanduser().absolute())  # a kernel runs elsewhere
+            # A text whose default holds a comma has its commas to itself, and so has a path.
+            whole = name in PATHS or "," in str(defaults.get(name))
             grid.setdefault(name, []).extend([text] if whole else text.split(","))
         choices = [dict(zip(grid, one, strict=True)) for one in itertools.product(*grid.values())]
         for special, chosen in itertools.product(own.get("jobs", [{}]), choices):
@@ -279,11 +283,14 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
     busy = "" if job.device == ALL_DEVICES else busy_warning()
     outcome = Outcome(job, "done", 0.0, executed, warnings=(busy,) if busy else ())
     order = {"machine": job.machine, "stem": job.stem, "root": str(job.root)}
+    # Paths are told so, and not as parameters: a report would carry those of one machine.
+    parameters = {name: job.parameters[name] for name in job.parameters if name not in PATHS}
+    order |= {name: job.parameters[name] for name in job.parameters if name in PATHS}
     order["output_dir"] = str(folder)
     notebook, why, stopped = None, "", False
     try:
         for run in range(job.runs):
-            words = job.parameters, order | {"run": run}, folder.parent, job.cell_timeout, tell
+            words = parameters, order | {"run": run}, folder.parent, job.cell_timeout, tell
             notebook = run_notebook(job.source, *words)
         nbformat.write(notebook, executed)
         _add_to_provenance(executed.with_suffix(".json"), key, outcome.warnings)

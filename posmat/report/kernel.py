@@ -23,7 +23,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.execute import remove_error_markers
 
-from posmat.measure.files import JOB_VARIABLE
+from posmat.machine import JOB_VARIABLE
 
 # What these log is said by the failure's sentence.
 logging.getLogger("papermill").setLevel(logging.CRITICAL)

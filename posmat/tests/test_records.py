@@ -9,11 +9,12 @@ import torch
 
 from posmat.layer.problem import ProblemSize
 from posmat.layer.products import linear_product
+from posmat.machine import JOB_VARIABLE
 from posmat.measure import files, timing
 from posmat.measure import run as records
 from posmat.measure.files import RecordError, claim_machine, promote, read_rows, rows_hash, variant
 from posmat.measure.memory import peak_memory
-from posmat.measure.run import JOB_VARIABLE, start_run
+from posmat.measure.run import start_run
 from posmat.measure.summary import summarize
 from posmat.tests.sample import ROOT
 
@@ -116,18 +117,20 @@ def test_a_run_keeps_rows_and_provenance_that_belong_together(tmp_path):
     namespace = {"device": "cpu", "batch_size": 64, "rounds": 30, "unrelated": 1}
     run = start_run(NAME, "cpu", namespace, str(tmp_path))
     assert run.stem == f"{NAME}-batch_size=64"
-    run.save(rows(1.0), frames={"memory": rows(2.0)}, table=rows(3.0))
+    data = {"name": "digits", "labels_sha256": {"digits": "0a"}}
+    run.save(rows(1.0), frames={"memory": rows(2.0)}, table=rows(3.0), data=data)
     kept = [f"{run.stem}.{end}" for end in ("csv", "json", "memory.csv", "table.csv")]
     assert sorted(os.listdir(tmp_path)) == kept
     facts = json.loads((tmp_path / f"{run.stem}.json").read_text())
     assert facts["rows_sha256"] == rows_hash(tmp_path / f"{run.stem}.csv")
     assert facts["frames_sha256"] == {"memory": rows_hash(tmp_path / f"{run.stem}.memory.csv")}
     assert facts["parameters"] == {"device": "cpu", "batch_size": 64, "rounds": 30}
+    assert facts["data"] == data
     assert facts["host"]["processor"] and facts["device"]["torch"]
     assert facts["libraries"]["numpy"] and facts["warnings"] == []
     assert not {"gpu_before", "gpu_after"} & facts.keys()
     text = (ROOT / "data" / "README.md").read_text()
-    named = [*facts, *facts["kernels"][0], "gpu_before", "gpu_after", "key"]
+    named = [*facts, *facts["kernels"][0], *data, "gpu_before", "gpu_after", "key"]
     assert not undescribed(named, text)
 
 
