@@ -261,14 +261,14 @@ FIGURES: list[FigureSpec] = [
         "network-accuracy",
         "10_network",
         "A network under inexact multipliers",
-        multipliers.digits_accuracy,
+        multipliers.network_accuracy,
         "The share of test images that the network of the seed's layer names rightly, each product "
         "of its convolutions and fully connected layers done by the multiplier, with int8 or with "
         "Fibonacci weights, rounded at once or retrained. A faint dot for each training, a bold "
         "one for their mean.",
         reads=("{stem}.accuracy.csv",),
-        kind="Accuracies, one line per multiplier and a dot per training; medians with ranges",
-        table=lambda frame: medians(frame, ["multiplier", "weights"], {"accuracy": "accuracy"}),
+        kind="Accuracies in percent, one line per multiplier and weights; medians with ranges",
+        table=lambda frame: medians(multipliers.ways_of(frame), ["line", "kind"], {"x": "%"}),
     ),
     _times(
         "network-times",

@@ -192,6 +192,21 @@ def digits_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:
     return _marks_by_line(points, title, 0.16, xlabel="accuracy [%]", log=False, faint=True)
 
 
+def network_accuracy(accuracies: pd.DataFrame, title: str) -> Chart:
+    """One line per multiplier and weights, a mark per way of training: seeds, and their mean."""
+    return _marks_by_line(
+        ways_of(accuracies), title, 0.14, xlabel="accuracy [%]", log=False, faint=True
+    )
+
+
+def ways_of(accuracies: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies in percent, each with its line, what multiplies what, and how it was trained."""
+    names = accuracies["multiplier"], accuracies["weights"]
+    line = names[0].where(names[0] == names[1], names[0] + ", " + names[1])
+    x = 100 * accuracies["accuracy"].astype(float)
+    return accuracies.assign(line=line, kind=accuracies["training"], x=x)
+
+
 def _marks_by_line(points: pd.DataFrame, title: str, apart: float, **how) -> Chart:
     """The mean of `x` of each `kind` on each `line`, the kinds of a line so far `apart`."""
     names = list(points["line"].unique())
