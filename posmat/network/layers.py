@@ -63,6 +63,10 @@ def _codes(weights: str, largest: int) -> Tensor:
     return codes[codes <= largest]
 
 
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
 class _Product(torch.autograd.Function):
     """layer.product(x), and its gradient by what the layer puts in the operands' place."""
 
@@ -75,14 +79,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layer, (x, weight), needs = ctx.layer, ctx.saved_tensors, ctx.needs_input_grad
+        padded = 0.0
         if layer.gradient == "fitted":
             of_weight, of_input = (slope.to(x) for slope in slopes(layer.multiplier))
+            of_input = of_input * layer.input_scale
             weight = of_weight[layer.weight_codes().view(torch.uint8).int()] * layer.by_channel()
-            x = of_input[layer.input_codes(x).view(torch.uint8).int()] * layer.input_scale
+            x, padded = of_input[layer.input_codes(x).view(torch.uint8).int()], float(of_input[0])
         others = [n for n in range(gradient.ndim) if n != 1]
         return (
-            layer.input_gradient(x, weight, gradient) if needs[0] else None,
-            layer.weight_gradient(x, weight, gradient) if needs[1] else None,
+            layer.input_gradient(x, weight.to(x), gradient) if needs[0] else None,
+            layer.weight_gradient(x, padded, gradient) if needs[1] else None,
             gradient.sum(others) if needs[2] else None,
             None,
         )
@@ -132,28 +138,28 @@ class InexactLayer(nn.Module):
         require_known("gradient", gradient, GRADIENTS)
         if not 0 < input_scale < math.inf:
             raise ValueError(f"input_scale={input_scale} of {name!r}: give a positive number.")
-        self.multiplier, self.weights, self.gradient, self.name = (
-            multiplier,
-            weights,
-            gradient,
-            name,
-        )
+        self.multiplier, self.weights = multiplier, weights
+        self.gradient, self.name = gradient, name
         self._kept = None
         weight = self.weight.detach()
         codes = _codes(weights, limits(multiplier)[0])
         try:
-            found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in weight.flatten(1)]
+            found = [
+                quantize_magnitudes(w, codes, CANDIDATES).scale for w in weight.flatten(1).cpu()
+            ]
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from None
         self.register_buffer("input_scale", weight.new_tensor(input_scale))
-        self.register_buffer("weight_scale", weight.new_tensor(found))
+        smallest = torch.finfo(weight.dtype).tiny
+        self.register_buffer("weight_scale", weight.new_tensor(found).clamp_min_(smallest))
 
     def weight_codes(self) -> Tensor:
         """The weights as they multiply now: int8, in the shape of `weight`."""
-        weight, largest = self.weight.detach(), limits(self.multiplier)[0]
-        scale = self.weight_scale.view(-1, *[1] * (weight.ndim - 1))
-        halves = (weight.abs() * 2 / scale).clamp_(max=2 * largest).int()
-        codes = _nearest(self.weights, largest).to(weight.device)[halves]
+        weight, largest = _wide(self.weight.detach()), limits(self.multiplier)[0]
+        halves = (weight.abs() * 2 / self.by_channel()).clamp_(max=2 * largest)
+        if bool(halves.isnan().any()):
+            raise ValueError(f"layer {self.name!r} has a weight that is NaN.")
+        codes = _nearest(self.weights, largest).to(weight.device)[halves.int()]
         return torch.where(weight < 0, -codes, codes)
 
     def by_channel(self) -> Tensor:
@@ -177,7 +183,8 @@ class InexactLayer(nn.Module):
     def prepared(self) -> list[InexactWeight]:
         """The weights made ready, (N, K) for each group; in `eval` kept until they change."""
         weight = self.weight
-        key = (weight.data_ptr(), weight.device, 0 if weight.is_inference() else weight._version)
+        counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
+        key = (weight.data_ptr(), weight.device, counts)
         if self.training or self._kept is None or self._kept[0] != key:
             groups = getattr(self, "groups", 1)
             rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(groups)
@@ -186,7 +193,7 @@ class InexactLayer(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What goes out for x, batch and channels first; in blocks that stay in the caches."""
-        weights, scale = self.prepared(), self.input_scale * self.weight_scale
+        weights, scale = self.prepared(), self.input_scale.to(x) * self.weight_scale.to(x)
         step, y = self.at_a_time(x), None
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
@@ -200,16 +207,18 @@ class InexactLayer(nn.Module):
     def integers(self, x: Tensor) -> Tensor:
         """The bare sums of int8 x, by the weights as they are now: no scale, no bias.
 
-        x is (M, K) or (B, C, H, W), as for the float layer; padding that is not with zeros is left
-        to the caller.
+        x is (M, K) or (B, C, H, W); padding that is not with zeros is left to the caller.
         """
+        self.require(x)
         return self.sums(x, self.prepared())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """As the float layer's: whatever floating dtype comes in goes out."""
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-            return self.float_to_float(wide).to(x.dtype)
+        if not input.is_floating_point():
+            raise TypeError(f"layer {self.name!r} takes floats, and got {input.dtype}.")
+        self.require(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return self.float_to_float(_wide(input)).to(input.dtype)
 
     def train(self, mode: bool = True) -> "InexactLayer":
         """As every module's; weights that were kept are forgotten."""
@@ -228,11 +237,13 @@ class InexactLinear(InexactLayer, nn.Linear):
 
     replaces = nn.Linear
 
-    def float_to_float(self, x: Tensor) -> Tensor:
+    def require(self, x: Tensor) -> None:
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"layer {self.name!r} takes (..., {self.in_features}), and got {tuple(x.shape)}."
             )
+
+    def float_to_float(self, x: Tensor) -> Tensor:
         y = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias, self)
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -245,7 +256,7 @@ class InexactLinear(InexactLayer, nn.Linear):
     def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
         return gradient @ weight
 
-    def weight_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
+    def weight_gradient(self, x: Tensor, padded: float, gradient: Tensor) -> Tensor:
         return gradient.t() @ x
 
 
@@ -254,12 +265,14 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
 
     replaces = nn.Conv2d
 
-    def float_to_float(self, x: Tensor) -> Tensor:
+    def require(self, x: Tensor) -> None:
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"layer {self.name!r} takes ({self.in_channels}, H, W), one or a batch, and got "
                 f"{tuple(x.shape)}."
             )
+
+    def float_to_float(self, x: Tensor) -> Tensor:
         images = x if x.ndim == 4 else x[None]
         if self.padding_mode != "zeros":
             images = F.pad(images, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -275,16 +288,16 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         (B, H, W, C), (kh, kw), (dh, dw) = x.shape, self.kernel_size, self.dilation
         (sh, sw), (b, h, w, c) = self.stride, x.stride()
         OH, OW = (H - dh * (kh - 1) - 1) // sh + 1, (W - dw * (kw - 1) - 1) // sw + 1
-        shape, stride = (
-            (B, OH, OW, kh, kw, C // self.groups),
-            (b, sh * h, sw * w, dh * h, dw * w, c),
-        )
+        if min(OH, OW) < 1:
+            raise ValueError(f"layer {self.name!r}: {H} x {W}, padded, is less than the kernel.")
+        shape = (B, OH, OW, kh, kw, C // self.groups)
+        strides = (b, sh * h, sw * w, dh * h, dw * w, c)
         found = []
         for part, weight in zip(x.chunk(self.groups, 3), weights, strict=True):
-            patches = part.as_strided(shape, stride, part.storage_offset())
-            found.append(inexact_product(patches.reshape(B * OH * OW, -1), weight))
+            patches = part.as_strided(shape, strides, part.storage_offset())
+            found.append(inexact_product(patches.reshape(B * OH * OW, weight.shape[1]), weight))
         y = found[0] if self.groups == 1 else torch.cat(found, 1)
-        return y.view(B, OH, OW, -1).permute(0, 3, 1, 2)
+        return y.view(B, OH, OW, self.out_channels).permute(0, 3, 1, 2)
 
     def at_a_time(self, x: Tensor) -> int:
         """How many images' operands and sums stay in a CPU's caches."""
@@ -303,6 +316,6 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         padded = conv2d_input(shape, weight, gradient, self.stride, 0, self.dilation, self.groups)
         return F.pad(padded, [-zeros for zeros in self._zeros()])
 
-    def weight_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        x = F.pad(x, self._zeros())
-        return conv2d_weight(x, weight.shape, gradient, self.stride, 0, self.dilation, self.groups)
+    def weight_gradient(self, x: Tensor, padded: float, gradient: Tensor) -> Tensor:
+        x, shape = F.pad(x, self._zeros(), value=padded), self.weight.shape
+        return conv2d_weight(x, shape, gradient, self.stride, 0, self.dilation, self.groups)
