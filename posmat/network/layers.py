@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from posmat.multipliers.fibonacci import fibonacci_codes, quantize_magnitudes
 from posmat.multipliers.gemms import CODES
@@ -85,13 +84,9 @@ class _Product(torch.autograd.Function):
             of_input = of_input * layer.input_scale
             weight = of_weight[layer.weight_codes().view(torch.uint8).int()] * layer.by_channel()
             x, padded = of_input[layer.input_codes(x).view(torch.uint8).int()], float(of_input[0])
-        others = [n for n in range(gradient.ndim) if n != 1]
-        return (
-            layer.input_gradient(x, weight.to(x), gradient) if needs[0] else None,
-            layer.weight_gradient(x, padded, gradient) if needs[1] else None,
-            gradient.sum(others) if needs[2] else None,
-            None,
-        )
+        found = layer.gradients(x, padded, weight.to(x), gradient, list(needs[:2]))
+        others = [axis for axis in range(gradient.ndim) if axis != 1]
+        return *found, gradient.sum(others) if needs[2] else None, None
 
 
 class InexactLayer(nn.Module):
@@ -143,10 +138,9 @@ class InexactLayer(nn.Module):
         self._kept = None
         weight = self.weight.detach()
         codes = _codes(weights, limits(multiplier)[0])
+        rows = weight.flatten(1).cpu()
         try:
-            found = [
-                quantize_magnitudes(w, codes, CANDIDATES).scale for w in weight.flatten(1).cpu()
-            ]
+            found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in rows]
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from None
         self.register_buffer("input_scale", weight.new_tensor(input_scale))
@@ -186,8 +180,7 @@ class InexactLayer(nn.Module):
         counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
         key = (weight.data_ptr(), weight.device, counts)
         if self.training or self._kept is None or self._kept[0] != key:
-            groups = getattr(self, "groups", 1)
-            rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(groups)
+            rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(self.groups)
             self._kept = key, [prepare_inexact(row, self.multiplier) for row in rows]
         return self._kept[1]
 
@@ -209,14 +202,21 @@ class InexactLayer(nn.Module):
 
         x is (M, K) or (B, C, H, W); padding that is not with zeros is left to the caller.
         """
-        self.require(x)
+        self._require(x)
         return self.sums(x, self.prepared())
+
+    def _require(self, x: Tensor) -> None:
+        """Refuse a shape that the float layer would refuse, by the layer's name."""
+        channels, axis = self.weight.shape[1] * self.groups, self.weight.ndim - 1
+        if x.ndim < axis or x.shape[-axis] != channels:
+            takes = self.takes.format(channels)
+            raise ValueError(f"layer {self.name!r} takes {takes}, and got {tuple(x.shape)}.")
 
     def forward(self, input: Tensor) -> Tensor:
         """As the float layer's: whatever floating dtype comes in goes out."""
         if not input.is_floating_point():
             raise TypeError(f"layer {self.name!r} takes floats, and got {input.dtype}.")
-        self.require(input)
+        self._require(input)
         with torch.autocast(input.device.type, enabled=False):
             return self.float_to_float(_wide(input)).to(input.dtype)
 
@@ -235,13 +235,7 @@ class InexactLayer(nn.Module):
 class InexactLinear(InexactLayer, nn.Linear):
     """An nn.Linear under a multiplier; made by `from_float` or `convert_model`."""
 
-    replaces = nn.Linear
-
-    def require(self, x: Tensor) -> None:
-        if x.shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"layer {self.name!r} takes (..., {self.in_features}), and got {tuple(x.shape)}."
-            )
+    replaces, groups, takes = nn.Linear, 1, "(..., {})"
 
     def float_to_float(self, x: Tensor) -> Tensor:
         y = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias, self)
@@ -253,31 +247,21 @@ class InexactLinear(InexactLayer, nn.Linear):
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
         return inexact_product(x, weights[0])
 
-    def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        return gradient @ weight
-
-    def weight_gradient(self, x: Tensor, padded: float, gradient: Tensor) -> Tensor:
-        return gradient.t() @ x
+    def gradients(self, x: Tensor, padded: float, weight: Tensor, of_y: Tensor, needs: list[bool]):
+        return of_y @ weight if needs[0] else None, of_y.t() @ x if needs[1] else None
 
 
 class InexactConv2d(InexactLayer, nn.Conv2d):
     """An nn.Conv2d under a multiplier; made by `from_float` or `convert_model`."""
 
-    replaces = nn.Conv2d
-
-    def require(self, x: Tensor) -> None:
-        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"layer {self.name!r} takes ({self.in_channels}, H, W), one or a batch, and got "
-                f"{tuple(x.shape)}."
-            )
+    replaces, takes = nn.Conv2d, "(..., {}, H, W)"
 
     def float_to_float(self, x: Tensor) -> Tensor:
-        images = x if x.ndim == 4 else x[None]
+        images = x[None] if x.ndim == 3 else x
         if self.padding_mode != "zeros":
             images = F.pad(images, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         y = _Product.apply(images, self.weight, self.bias, self)
-        return y if x.ndim == 4 else y[0]
+        return y[0] if x.ndim == 3 else y
 
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
         """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group.
@@ -310,12 +294,9 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         """How many zeros are padded left, right, at the top and at the bottom."""
         return self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 4
 
-    def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        left, right, top, bottom = self._zeros()
-        shape = (*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right)
-        padded = conv2d_input(shape, weight, gradient, self.stride, 0, self.dilation, self.groups)
-        return F.pad(padded, [-zeros for zeros in self._zeros()])
-
-    def weight_gradient(self, x: Tensor, padded: float, gradient: Tensor) -> Tensor:
-        x, shape = F.pad(x, self._zeros(), value=padded), self.weight.shape
-        return conv2d_weight(x, shape, gradient, self.stride, 0, self.dilation, self.groups)
+    def gradients(self, x: Tensor, padded: float, weight: Tensor, of_y: Tensor, needs: list[bool]):
+        x, how = F.pad(x, self._zeros(), value=padded), (self.stride, [0, 0], self.dilation)
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            of_y, x, weight, None, *how, False, [0, 0], self.groups, [*needs, False]
+        )
+        return F.pad(of_x, [-n for n in self._zeros()]) if needs[0] else None, of_weight
