@@ -2,9 +2,11 @@
 
 import copy
 import difflib
+import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -56,18 +58,14 @@ def convert_model(
     chosen = _chosen(names, wanted, layers)
     if not chosen:
         raise ValueError("there is nothing to convert: no nn.Linear and no nn.Conv2d is meant.")
-    labels = {module: names[module][0] or "the model" for module in chosen}
-    training = [module for module in made.modules() if module.training]
-    for module in made.eval().modules():  # PyTorch's own ways around a layer's call are closed
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # which its fast path asks for
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-    largest = _largest_inputs(made, labels, calibration)
     for module, found in chosen.items():
         module.__class__ = KINDS[type(module)]
-        scale = (largest[module] or 1.0) / limits(found)[1]
-        module.become(found, scale, weights, gradient, labels[module])
+        module.become(found, 1.0, weights, gradient, names[module][0] or "the model")
+    training = [module for module in made.modules() if module.training]
+    for module in made.eval().modules():  # PyTorch's own ways around a layer's call are closed
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            module.activation_relu_or_gelu, module.use_nested_tensor = 0, False
+    _calibrate(made, chosen, calibration)
     for module in training:
         module.training = True
     left = [
@@ -84,54 +82,47 @@ def convert_model(
 def _chosen(
     names: dict[nn.Module, list[str]], wanted: Mapping, layers: Collection[str]
 ) -> dict[nn.Module, Multiplier]:
-    every = [name for of_module in names.values() for name in of_module]
+    """Which layers become a multiplier's, and which: in the model's order."""
+    multipliers = {pattern: find_multiplier(found) for pattern, found in wanted.items()}
+    met: dict[str, set[nn.Module]] = {}
     for pattern in (*wanted, *layers):
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in every):
+        met[pattern] = {m for m, own in names.items() if any(fnmatchcase(n, pattern) for n in own)}
+        if not met[pattern] and pattern != "*":
+            every = [name for own in names.values() for name in own]
             near = difflib.get_close_matches(pattern, every, n=3, cutoff=0.4) or every[:5]
             raise ValueError(f"no layer is named {pattern!r}: there are {', '.join(near)}.")
-
-    def matches(module: nn.Module, pattern: str) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names[module])
-
-    multipliers = {pattern: find_multiplier(found) for pattern, found in wanted.items()}
-    chosen = {}
-    for module in names:
-        if any(matches(module, pattern) for pattern in layers):
-            found = [multipliers[pattern] for pattern in wanted if matches(module, pattern)]
-            if found:
-                chosen[module] = found[-1]
-    return chosen
+    meant = {module for pattern in layers for module in met[pattern]}
+    last = {module: multipliers[pattern] for pattern in wanted for module in met[pattern] & meant}
+    return {module: last[module] for module in names if module in last}
 
 
-def _largest_inputs(
-    model: nn.Module, layers: dict[nn.Module, str], calibration: Iterable
-) -> dict[nn.Module, float]:
-    """The largest magnitude that each layer is called with; and it is called, or refused."""
-    largest: dict[nn.Module, float] = {}
+def _calibrate(model: nn.Module, layers: Collection[InexactLayer], calibration: Iterable) -> None:
+    """Set the scale of each layer's input, by the largest magnitude that the layer is called with.
 
-    def watched(module: nn.Module) -> Callable[[Tensor], Tensor]:
-        def forward(input: Tensor) -> Tensor:
-            found = float(input.abs().max()) if input.numel() else 0.0
-            if not found < float("inf"):
-                raise ValueError(f"layer {layers[module]!r} meets {found} in calibration.")
-            largest[module] = max(found, largest.get(module, 0.0))
-            return type(module).forward(module, input)
+    It computes in float here. No hook watches it: some models bypass only layers without hooks.
+    """
+    largest: dict[InexactLayer, float] = {}
 
-        return forward
+    def watched(layer: InexactLayer, input: Tensor) -> Tensor:
+        found = float(input.abs().max()) if input.numel() else 0.0
+        if not found < math.inf:
+            raise ValueError(f"layer {layer.name!r} meets {found} in calibration.")
+        largest[layer] = max(found, largest.get(layer, 0.0))
+        return layer.replaces.forward(layer, input)
 
-    for module in layers:  # no hooks: fast paths, which do not call a layer, are not taken then
-        module.forward = watched(module)
+    for layer in layers:
+        layer.forward = partial(watched, layer)
     place = next(model.parameters()).device
     with torch.no_grad():
         for batch in calibration:
             model((batch[0] if isinstance(batch, tuple | list) else batch).to(place))
-    for module in layers:
-        del module.forward
-    missed = [name for module, name in layers.items() if module not in largest]
+    missed = [layer.name for layer in layers if layer not in largest]
     if missed:
         raise ValueError(
             f"calibration never reached layer {missed[0]!r} ({len(missed)} in all): give batches "
             "that do, or leave it out by `layers`, as where a model in eval takes its weights and "
             "does not call it."
         )
-    return largest
+    for layer, found in largest.items():
+        del layer.forward
+        layer.input_scale.fill_((found or 1.0) / limits(layer.multiplier)[1])

@@ -51,15 +51,11 @@ def limits(multiplier: Multiplier) -> tuple[int, int]:
 @cache
 def _nearest(weights: str, largest: int) -> Tensor:
     """The code nearest to a magnitude in 0..largest, by its halves; a tie goes to the larger."""
-    codes = _codes(weights, largest)
+    codes = fibonacci_codes(7) if weights == "fibonacci" else torch.arange(largest + 1)
+    codes = codes[codes <= largest]
     midpoints = codes[:-1] + codes[1:]  # in halves, where every midpoint is whole
     halves = torch.arange(2 * largest + 1)
     return codes[torch.bucketize(halves, midpoints, right=True)].to(torch.int8)
-
-
-def _codes(weights: str, largest: int) -> Tensor:
-    codes = fibonacci_codes(7) if weights == "fibonacci" else torch.arange(largest + 1)
-    return codes[codes <= largest]
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -136,10 +132,9 @@ class InexactLayer(nn.Module):
         self.multiplier, self.weights = multiplier, weights
         self.gradient, self.name = gradient, name
         self._kept = None
-        weight = self.weight.detach()
-        codes = _codes(weights, limits(multiplier)[0])
-        rows = weight.flatten(1).cpu()
+        weight, codes = self.weight.detach(), _nearest(weights, limits(multiplier)[0]).unique()
         try:
+            rows = weight.flatten(1).cpu()
             found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in rows]
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from None
@@ -161,10 +156,7 @@ class InexactLayer(nn.Module):
         return self.weight_scale.view(-1, *[1] * (self.weight.ndim - 1))
 
     def input_codes(self, x: Tensor) -> Tensor:
-        """An input as it multiplies: int8 in its shape, clamped to what calibration brought.
-
-        A NaN is a ValueError, because no code says it.
-        """
+        """An input as it multiplies: int8 in its shape, clamped to what calibration brought."""
         codes, largest = torch.empty_like(x, dtype=torch.int8), limits(self.multiplier)[1]
         step = len(x) if x.is_cuda else max(1, BLOCK_BYTES * len(x) // max(1, x.nbytes))
         for part, to in zip(x.detach().split(step), codes.split(step), strict=True):
@@ -175,7 +167,10 @@ class InexactLayer(nn.Module):
         return codes
 
     def prepared(self) -> list[InexactWeight]:
-        """The weights made ready, (N, K) for each group; in `eval` kept until they change."""
+        """The weights made ready, (N, K) for each group; kept in eval until they change.
+
+        A change by `.data` is not seen, until `eval` or `train` is called.
+        """
         weight = self.weight
         counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
         key = (weight.data_ptr(), weight.device, counts)
@@ -187,7 +182,7 @@ class InexactLayer(nn.Module):
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What goes out for x, batch and channels first; in blocks that stay in the caches."""
         weights, scale = self.prepared(), self.input_scale.to(x) * self.weight_scale.to(x)
-        step, y = self.at_a_time(x), None
+        step, y = max(1, len(x) if x.ndim == 2 or x.is_cuda else self.at_a_time(x)), None
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
             if y is None:  # laid out as the sums are, the channels last
@@ -241,9 +236,6 @@ class InexactLinear(InexactLayer, nn.Linear):
         y = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias, self)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def at_a_time(self, x: Tensor) -> int:
-        return max(1, len(x))
-
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
         return inexact_product(x, weights[0])
 
@@ -288,7 +280,7 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         places = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
         kernel = self.weight[0].numel() * self.groups
         largest = places * max(4 * self.out_channels, kernel)
-        return max(1, len(x) if x.is_cuda else BLOCK_BYTES // max(1, largest))
+        return BLOCK_BYTES // max(1, largest)
 
     def _zeros(self) -> list[int]:
         """How many zeros are padded left, right, at the top and at the bottom."""
