@@ -2,16 +2,18 @@
 
 import copy
 import difflib
+import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from posmat.multipliers.shipped import find_multiplier
 from posmat.multipliers.table import Multiplier
-from posmat.network.layers import InexactConv2d, InexactLinear, limits
+from posmat.network.layers import InexactConv2d, InexactLayer, InexactLinear, limits
 
 KINDS = {kind.replaces: kind for kind in (InexactLinear, InexactConv2d)}
 
@@ -43,32 +45,33 @@ def convert_model(
     Raises:
         TypeError: neither a name nor a Multiplier.
         ValueError: there is no such multiplier, nothing to convert, a pattern meets no layer, or a
-            layer, which is named, is not reached by calibration, meets a NaN there, or is bypassed.
+            layer, which is named, is not called in calibration, or meets a NaN there.
     """
     made = copy.deepcopy(model)
     names: dict[nn.Module, list[str]] = {}
     for name, module in made.named_modules(remove_duplicate=False):
-        if type(module) in KINDS and "weight" in module._parameters:
+        own = "weight" in module._parameters and "forward" not in vars(module)
+        if type(module) in KINDS and own:  # no hook computes the weight, nothing else the product
             names.setdefault(module, []).append(name)
     wanted = multiplier if isinstance(multiplier, Mapping) else {"*": multiplier}
-    chosen = _chosen(names, wanted, ["*"] if layers is None else layers)
+    layers = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
+    chosen = _chosen(names, wanted, layers)
     if not chosen:
         raise ValueError("there is nothing to convert: no nn.Linear and no nn.Conv2d is meant.")
-    training = [module for module in made.modules() if module.training]
-    made.eval()
-    largest, first = _largest_inputs(made, {m: names[m][0] for m in chosen}, calibration)
     for module, found in chosen.items():
         module.__class__ = KINDS[type(module)]
-        scale = (largest[module] or 1.0) / limits(found)[1]
-        module.become(found, scale, weights, gradient, names[module][0])
-    _require_no_bypass(made, chosen, first)
+        module.become(found, 1.0, weights, gradient, names[module][0] or "the model")
+    training = [module for module in made.modules() if module.training]
+    for module in made.eval().modules():  # PyTorch's own ways around a layer's call are closed
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            module.activation_relu_or_gelu, module.use_nested_tensor = 0, False
+    _calibrate(made, chosen, calibration)
     for module in training:
         module.training = True
     left = [
         f"{name or 'the model'} ({type(module).__name__})"
         for name, module in made.named_modules()
-        if module not in chosen
-        and not isinstance(module, nn.Embedding)
+        if not isinstance(module, InexactLayer | nn.Embedding)
         and any(p.ndim > 1 for p in module._parameters.values() if p is not None)
     ]
     if left:
@@ -79,86 +82,47 @@ def convert_model(
 def _chosen(
     names: dict[nn.Module, list[str]], wanted: Mapping, layers: Collection[str]
 ) -> dict[nn.Module, Multiplier]:
-    every = [name for of_module in names.values() for name in of_module]
+    """Which layers become a multiplier's, and which: in the model's order."""
+    multipliers = {pattern: find_multiplier(found) for pattern, found in wanted.items()}
+    met: dict[str, set[nn.Module]] = {}
     for pattern in (*wanted, *layers):
-        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in every):
+        met[pattern] = {m for m, own in names.items() if any(fnmatchcase(n, pattern) for n in own)}
+        if not met[pattern] and pattern != "*":
+            every = [name for own in names.values() for name in own]
             near = difflib.get_close_matches(pattern, every, n=3, cutoff=0.4) or every[:5]
             raise ValueError(f"no layer is named {pattern!r}: there are {', '.join(near)}.")
-
-    def matches(module: nn.Module, pattern: str) -> bool:
-        return any(fnmatchcase(name, pattern) for name in names[module])
-
-    multipliers = {pattern: find_multiplier(found) for pattern, found in wanted.items()}
-    chosen = {}
-    for module in names:
-        if any(matches(module, pattern) for pattern in layers):
-            found = [multipliers[pattern] for pattern in wanted if matches(module, pattern)]
-            if found:
-                chosen[module] = found[-1]
-    return chosen
+    meant = {module for pattern in layers for module in met[pattern]}
+    last = {module: multipliers[pattern] for pattern in wanted for module in met[pattern] & meant}
+    return {module: last[module] for module in names if module in last}
 
 
-def _largest_inputs(
-    model: nn.Module, layers: dict[nn.Module, str], calibration: Iterable
-) -> tuple[dict[nn.Module, float], object]:
-    """The largest magnitude that reached each layer, and the first batch."""
-    largest: dict[nn.Module, float] = {}
+def _calibrate(model: nn.Module, layers: Collection[InexactLayer], calibration: Iterable) -> None:
+    """Set the scale of each layer's input, by the largest magnitude that the layer is called with.
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found = float(inputs[0].detach().abs().max()) if inputs[0].numel() else 0.0
-        if not found < float("inf"):
-            raise ValueError(f"layer {layers[module]!r} meets {found} in calibration.")
-        largest[module] = max(found, largest.get(module, 0.0))
+    It computes in float here. No hook watches it: some models bypass only layers without hooks.
+    """
+    largest: dict[InexactLayer, float] = {}
 
-    hooks = [module.register_forward_pre_hook(look) for module in layers]
-    first = None
-    try:
-        for given in calibration:
-            batch = _input_of(given, model)
-            first = batch if first is None else first
-            with torch.no_grad():
-                model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    missed = [name for module, name in layers.items() if module not in largest]
+    def watched(layer: InexactLayer, input: Tensor) -> Tensor:
+        found = float(input.abs().max()) if input.numel() else 0.0
+        if not found < math.inf:
+            raise ValueError(f"layer {layer.name!r} meets {found} in calibration.")
+        largest[layer] = max(found, largest.get(layer, 0.0))
+        return layer.replaces.forward(layer, input)
+
+    for layer in layers:
+        layer.forward = partial(watched, layer)
+    place = next(model.parameters()).device
+    with torch.no_grad():
+        for batch in calibration:
+            model((batch[0] if isinstance(batch, tuple | list) else batch).to(place))
+    missed = [layer.name for layer in layers if layer not in largest]
     if missed:
         raise ValueError(
             f"calibration never reached layer {missed[0]!r} ({len(missed)} in all): give batches "
-            "that do, or leave it out by `layers`."
+            "that do, or leave it out by `layers`, as where a model in eval takes its weights and "
+            "does not call it."
         )
-    return largest, first
-
-
-def _input_of(batch: object, model: nn.Module) -> Tensor:
-    batch = batch[0] if isinstance(batch, tuple | list) else batch
-    place = next(model.parameters(), None)
-    return batch if place is None else batch.to(place.device)
-
-
-def _require_no_bypass(model: nn.Module, layers: Iterable[nn.Module], batch: Tensor) -> None:
-    """Refuse a model that computes a layer without calling it; PyTorch's own way is closed."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # which its fast path asks for
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-    called = set()
-
-    def counted(module: nn.Module):
-        return lambda x: called.add(module) or type(module).forward(module, x)
-
-    for module in layers:  # no hooks: they close fast paths of their own accord
-        module.forward = counted(module)
-    try:
-        with torch.no_grad():
-            model(batch)
-    finally:
-        for module in layers:
-            del module.forward
-    missed = [module.name for module in layers if module not in called]
-    if missed:
-        raise ValueError(
-            f"layer {missed[0]!r} is bypassed in eval ({len(missed)} in all): the model computes "
-            "with its weights and does not call it. Leave it out by `layers`."
-        )
+    for layer, found in largest.items():
+        del layer.forward
+        layer.input_scale.fill_((found or 1.0) / limits(layer.multiplier)[1])

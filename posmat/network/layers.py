@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from posmat.multipliers.fibonacci import fibonacci_codes, quantize_magnitudes
 from posmat.multipliers.gemms import CODES
@@ -52,15 +51,15 @@ def limits(multiplier: Multiplier) -> tuple[int, int]:
 @cache
 def _nearest(weights: str, largest: int) -> Tensor:
     """The code nearest to a magnitude in 0..largest, by its halves; a tie goes to the larger."""
-    codes = _codes(weights, largest)
+    codes = fibonacci_codes(7) if weights == "fibonacci" else torch.arange(largest + 1)
+    codes = codes[codes <= largest]
     midpoints = codes[:-1] + codes[1:]  # in halves, where every midpoint is whole
     halves = torch.arange(2 * largest + 1)
     return codes[torch.bucketize(halves, midpoints, right=True)].to(torch.int8)
 
 
-def _codes(weights: str, largest: int) -> Tensor:
-    codes = fibonacci_codes(7) if weights == "fibonacci" else torch.arange(largest + 1)
-    return codes[codes <= largest]
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
 
 
 class _Product(torch.autograd.Function):
@@ -75,17 +74,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layer, (x, weight), needs = ctx.layer, ctx.saved_tensors, ctx.needs_input_grad
+        padded = 0.0
         if layer.gradient == "fitted":
             of_weight, of_input = (slope.to(x) for slope in slopes(layer.multiplier))
+            of_input = of_input * layer.input_scale
             weight = of_weight[layer.weight_codes().view(torch.uint8).int()] * layer.by_channel()
-            x = of_input[layer.input_codes(x).view(torch.uint8).int()] * layer.input_scale
-        others = [n for n in range(gradient.ndim) if n != 1]
-        return (
-            layer.input_gradient(x, weight, gradient) if needs[0] else None,
-            layer.weight_gradient(x, weight, gradient) if needs[1] else None,
-            gradient.sum(others) if needs[2] else None,
-            None,
-        )
+            x, padded = of_input[layer.input_codes(x).view(torch.uint8).int()], float(of_input[0])
+        found = layer.gradients(x, padded, weight.to(x), gradient, list(needs[:2]))
+        others = [axis for axis in range(gradient.ndim) if axis != 1]
+        return *found, gradient.sum(others) if needs[2] else None, None
 
 
 class InexactLayer(nn.Module):
@@ -134,28 +131,26 @@ class InexactLayer(nn.Module):
         require_known("gradient", gradient, GRADIENTS)
         if not 0 < input_scale < math.inf:
             raise ValueError(f"input_scale={input_scale} of {name!r}: give a positive number.")
-        self.multiplier, self.weights, self.gradient, self.name = (
-            multiplier,
-            weights,
-            gradient,
-            name,
-        )
+        self.multiplier, self.weights = multiplier, weights
+        self.gradient, self.name = gradient, name
         self._kept = None
-        weight = self.weight.detach()
-        codes = _codes(weights, limits(multiplier)[0])
+        weight, codes = self.weight.detach(), _nearest(weights, limits(multiplier)[0]).unique()
         try:
-            found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in weight.flatten(1)]
+            rows = weight.flatten(1).cpu()
+            found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in rows]
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from None
         self.register_buffer("input_scale", weight.new_tensor(input_scale))
-        self.register_buffer("weight_scale", weight.new_tensor(found))
+        smallest = torch.finfo(weight.dtype).tiny
+        self.register_buffer("weight_scale", weight.new_tensor(found).clamp_min_(smallest))
 
     def weight_codes(self) -> Tensor:
         """The weights as they multiply now: int8, in the shape of `weight`."""
-        weight, largest = self.weight.detach(), limits(self.multiplier)[0]
-        scale = self.weight_scale.view(-1, *[1] * (weight.ndim - 1))
-        halves = (weight.abs() * 2 / scale).clamp_(max=2 * largest).int()
-        codes = _nearest(self.weights, largest).to(weight.device)[halves]
+        weight, largest = _wide(self.weight.detach()), limits(self.multiplier)[0]
+        halves = (weight.abs() * 2 / self.by_channel()).clamp_(max=2 * largest)
+        if bool(halves.isnan().any()):
+            raise ValueError(f"layer {self.name!r} has a weight that is NaN.")
+        codes = _nearest(self.weights, largest).to(weight.device)[halves.int()]
         return torch.where(weight < 0, -codes, codes)
 
     def by_channel(self) -> Tensor:
@@ -163,10 +158,7 @@ class InexactLayer(nn.Module):
         return self.weight_scale.view(-1, *[1] * (self.weight.ndim - 1))
 
     def input_codes(self, x: Tensor) -> Tensor:
-        """An input as it multiplies: int8 in its shape, clamped to what calibration brought.
-
-        A NaN is a ValueError, because no code says it.
-        """
+        """An input as it multiplies: int8 in its shape, clamped to what calibration brought."""
         codes, largest = torch.empty_like(x, dtype=torch.int8), limits(self.multiplier)[1]
         step = len(x) if x.is_cuda else max(1, BLOCK_BYTES * len(x) // max(1, x.nbytes))
         for part, to in zip(x.detach().split(step), codes.split(step), strict=True):
@@ -177,20 +169,22 @@ class InexactLayer(nn.Module):
         return codes
 
     def prepared(self) -> list[InexactWeight]:
-        """The weights made ready, (N, K) for each group; in `eval` kept until they change."""
+        """The weights made ready, (N, K) for each group; kept in eval until they change.
+
+        A change by `.data` is not seen, until `eval` or `train` is called.
+        """
         weight = self.weight
-        version = 0 if weight.is_inference() else weight._version
-        key = self.path, weight.data_ptr(), weight.device, version
+        counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
+        key = (self.path, weight.data_ptr(), weight.device, counts)
         if self.training or self._kept is None or self._kept[0] != key:
-            groups = getattr(self, "groups", 1)
-            rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(groups)
+            rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(self.groups)
             self._kept = key, [prepare_inexact(row, self.multiplier, self.path) for row in rows]
         return self._kept[1]
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What goes out for x, batch and channels first; in blocks that stay in the caches."""
-        weights, scale = self.prepared(), self.input_scale * self.weight_scale
-        step, y = self.at_a_time(x), None
+        weights, scale = self.prepared(), self.input_scale.to(x) * self.weight_scale.to(x)
+        step, y = max(1, len(x) if x.ndim == 2 or x.is_cuda else self.at_a_time(x)), None
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
             if y is None:  # laid out as the sums are, the channels last
@@ -203,16 +197,25 @@ class InexactLayer(nn.Module):
     def integers(self, x: Tensor) -> Tensor:
         """The bare sums of int8 x, by the weights as they are now: no scale, no bias.
 
-        x is (M, K) or (B, C, H, W), as for the float layer; padding that is not with zeros is left
-        to the caller.
+        x is (M, K) or (B, C, H, W); padding that is not with zeros is left to the caller.
         """
+        self._require(x)
         return self.sums(x, self.prepared())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _require(self, x: Tensor) -> None:
+        """Refuse a shape that the float layer would refuse, by the layer's name."""
+        channels, axis = self.weight.shape[1] * self.groups, self.weight.ndim - 1
+        if x.ndim < axis or x.shape[-axis] != channels:
+            takes = self.takes.format(channels)
+            raise ValueError(f"layer {self.name!r} takes {takes}, and got {tuple(x.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
         """As the float layer's: whatever floating dtype comes in goes out."""
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-            return self.float_to_float(wide).to(x.dtype)
+        if not input.is_floating_point():
+            raise TypeError(f"layer {self.name!r} takes floats, and got {input.dtype}.")
+        self._require(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return self.float_to_float(_wide(input)).to(input.dtype)
 
     def train(self, mode: bool = True) -> "InexactLayer":
         """As every module's; weights that were kept are forgotten."""
@@ -229,45 +232,30 @@ class InexactLayer(nn.Module):
 class InexactLinear(InexactLayer, nn.Linear):
     """An nn.Linear under a multiplier; made by `from_float` or `convert_model`."""
 
-    replaces = nn.Linear
+    replaces, groups, takes = nn.Linear, 1, "(..., {})"
 
     def float_to_float(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"layer {self.name!r} takes (..., {self.in_features}), and got {tuple(x.shape)}."
-            )
         y = _Product.apply(x.reshape(-1, self.in_features), self.weight, self.bias, self)
         return y.view(*x.shape[:-1], self.out_features)
-
-    def at_a_time(self, x: Tensor) -> int:
-        return max(1, len(x))
 
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
         return inexact_product(x, weights[0])
 
-    def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        return gradient @ weight
-
-    def weight_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.t() @ x
+    def gradients(self, x: Tensor, padded: float, weight: Tensor, of_y: Tensor, needs: list[bool]):
+        return of_y @ weight if needs[0] else None, of_y.t() @ x if needs[1] else None
 
 
 class InexactConv2d(InexactLayer, nn.Conv2d):
     """An nn.Conv2d under a multiplier; made by `from_float` or `convert_model`."""
 
-    replaces = nn.Conv2d
+    replaces, takes = nn.Conv2d, "(..., {}, H, W)"
 
     def float_to_float(self, x: Tensor) -> Tensor:
-        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"layer {self.name!r} takes ({self.in_channels}, H, W), one or a batch, and got "
-                f"{tuple(x.shape)}."
-            )
-        images = x if x.ndim == 4 else x[None]
+        images = x[None] if x.ndim == 3 else x
         if self.padding_mode != "zeros":
             images = F.pad(images, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         y = _Product.apply(images, self.weight, self.bias, self)
-        return y if x.ndim == 4 else y[0]
+        return y[0] if x.ndim == 3 else y
 
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
         """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group.
@@ -278,34 +266,31 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         (B, H, W, C), (kh, kw), (dh, dw) = x.shape, self.kernel_size, self.dilation
         (sh, sw), (b, h, w, c) = self.stride, x.stride()
         OH, OW = (H - dh * (kh - 1) - 1) // sh + 1, (W - dw * (kw - 1) - 1) // sw + 1
-        shape, stride = (
-            (B, OH, OW, kh, kw, C // self.groups),
-            (b, sh * h, sw * w, dh * h, dw * w, c),
-        )
+        if min(OH, OW) < 1:
+            raise ValueError(f"layer {self.name!r}: {H} x {W}, padded, is less than the kernel.")
+        shape = (B, OH, OW, kh, kw, C // self.groups)
+        strides = (b, sh * h, sw * w, dh * h, dw * w, c)
         found = []
         for part, weight in zip(x.chunk(self.groups, 3), weights, strict=True):
-            patches = part.as_strided(shape, stride, part.storage_offset())
-            found.append(inexact_product(patches.reshape(B * OH * OW, -1), weight))
+            patches = part.as_strided(shape, strides, part.storage_offset())
+            found.append(inexact_product(patches.reshape(B * OH * OW, weight.shape[1]), weight))
         y = found[0] if self.groups == 1 else torch.cat(found, 1)
-        return y.view(B, OH, OW, -1).permute(0, 3, 1, 2)
+        return y.view(B, OH, OW, self.out_channels).permute(0, 3, 1, 2)
 
     def at_a_time(self, x: Tensor) -> int:
         """How many images' operands and sums stay in a CPU's caches."""
         places = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
         kernel = self.weight[0].numel() * self.groups
         largest = places * max(4 * self.out_channels, kernel)
-        return max(1, len(x) if x.is_cuda else BLOCK_BYTES // max(1, largest))
+        return BLOCK_BYTES // max(1, largest)
 
     def _zeros(self) -> list[int]:
         """How many zeros are padded left, right, at the top and at the bottom."""
         return self._reversed_padding_repeated_twice if self.padding_mode == "zeros" else [0] * 4
 
-    def input_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        left, right, top, bottom = self._zeros()
-        shape = (*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right)
-        padded = conv2d_input(shape, weight, gradient, self.stride, 0, self.dilation, self.groups)
-        return F.pad(padded, [-zeros for zeros in self._zeros()])
-
-    def weight_gradient(self, x: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-        x = F.pad(x, self._zeros())
-        return conv2d_weight(x, weight.shape, gradient, self.stride, 0, self.dilation, self.groups)
+    def gradients(self, x: Tensor, padded: float, weight: Tensor, of_y: Tensor, needs: list[bool]):
+        x, how = F.pad(x, self._zeros(), value=padded), (self.stride, [0, 0], self.dilation)
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            of_y, x, weight, None, *how, False, [0, 0], self.groups, [*needs, False]
+        )
+        return F.pad(of_x, [-n for n in self._zeros()]) if needs[0] else None, of_weight
