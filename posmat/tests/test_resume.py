@@ -101,7 +101,7 @@ def test_an_edit_makes_stale_what_reaches_its_room(tmp_path, monkeypatch):
 def test_every_notebook_reaches_what_it_uses_and_no_more():
     notebooks = find_notebooks(ROOT / "notebooks", [])
     reached = {path.stem[:2]: set(sources_key(path)["rooms"]) for path in notebooks}
-    assert reached.pop("10") == {"measure.summary", "measure.seed"}
+    assert reached.pop("11") == {"measure.summary", "measure.seed"}
     assert all({"measure", "layer"} <= rooms for rooms in reached.values())
     assert [name for name in reached if "multipliers" in reached[name]] == ["08", "09"]
 
