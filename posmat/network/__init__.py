@@ -1,1 +1,1 @@
-"""Networks whose layers multiply integers."""
+"""Whole models under inexact multipliers: layers, their conversion in one call, images, training."""
