@@ -84,19 +84,14 @@ def quantize_fibonacci(weight: Tensor, bits: int = 7) -> Quantized:
     return quantize_magnitudes(weight, fibonacci_codes(bits))
 
 
-def quantize_magnitudes(
-    weight: Tensor, codes: Tensor | None = None, candidates: tuple[int, int] = CANDIDATES
-) -> Quantized:
+def quantize_magnitudes(weight: Tensor, codes: Tensor | None = None) -> Quantized:
     """Quantize a float weight to int8 whose magnitudes are among `codes`, at the best scale.
 
-    The scale is searched between the two beyond which it cannot lie, then around the best. Lastly
-    it is refined: with the codes held fixed the best scale has a closed form. Each weight takes the
-    nearest code, a tie the larger one.
+    The scale is that of `best_scales`. Each weight takes the nearest code, a tie the larger one.
 
     Args:
         weight: any floating dtype and shape, finite; the largest magnitude 0 or in 1e-250..1e150.
         codes: ascending integers from 0 to at most 127; by default all, plain symmetric int8.
-        candidates: how many scales are tried over the whole range, and then around the best.
 
     Raises:
         TypeError: the weight is not floating, or the codes are not a tensor of integers.
@@ -122,50 +117,69 @@ def quantize_magnitudes(
             f"the weight's largest magnitude is {largest:g}, and float64 does not hold the squares "
             "of such numbers: multiply the weight by a constant that brings it to about 1."
         )
-    # In units of the largest weight, so that no square underflows or overflows. Sorted once, so
-    # that a candidate's error is look-ups of prefix sums at the few midpoints between codes.
-    ordered = (magnitude / largest).sort().values
-    codes = codes.to(device=ordered.device, dtype=torch.float64)
-    midpoints = (codes[:-1] + codes[1:]) / 2
-    first_power = nn.functional.pad(ordered.cumsum(0), (1, 0))
-    total = float((ordered * ordered).sum())
+    magnitude /= largest  # so that no square underflows or overflows
+    scale, codes = best_scales(magnitude[None], codes), codes.to(magnitude)
+    nearest = codes[torch.bucketize(magnitude, scale * (codes[:-1] + codes[1:]) / 2, right=True)]
+    quantized = (nearest.reshape(weight.shape) * torch.sign(weight.detach())).to(torch.int8)
+    squared = float((nearest * scale - magnitude).square().sum())
+    relative_error = (squared / float(magnitude.square().sum())) ** 0.5
+    mean = squared * largest**2 / len(magnitude)
+    return Quantized(quantized, float(scale) * largest, mean, relative_error)
+
+
+def best_scales(
+    magnitudes: Tensor, codes: Tensor, candidates: tuple[int, int] = CANDIDATES
+) -> Tensor:
+    """The scale of least squared error for each row, when each magnitude takes its nearest code.
+
+    It is searched between the two beyond which it cannot lie, then around the best. Lastly it is
+    refined: with the codes held fixed the best scale has a closed form.
+
+    Args:
+        magnitudes: float64 (rows, K), none of a row beyond 1; a row without any has the scale 1.
+        codes: integers that ascend from 0.
+        candidates: how many scales are tried over the whole range, and then around the best.
+    """
+    # Sorted once, so that a candidate's error is look-ups of prefix sums at the few midpoints.
+    ordered, codes = magnitudes.sort(1).values, codes.to(magnitudes)
+    midpoints, K = (codes[:-1] + codes[1:]) / 2, ordered.shape[1]
+    first_power = nn.functional.pad(ordered.cumsum(1), (1, 0))
+    total = (ordered * ordered).sum(1, keepdim=True)
 
     def moments(scales: Tensor) -> tuple[Tensor, Tensor]:
-        """<magnitude, code> and <code, code> for each scale, when each weight has its code."""
-        # (scales, codes - 1); a weight at the midpoint goes up.
-        cuts = torch.searchsorted(ordered, scales[:, None] * midpoints)
-        sums, counts = first_power[-1] - first_power[cuts], (len(ordered) - cuts).double()
+        """<magnitude, code> and <code, code> for each row's scales (rows, scales)."""
+        # A magnitude at the midpoint goes up.
+        cuts = torch.searchsorted(ordered, (scales[..., None] * midpoints).flatten(1))
+        sums, counts = first_power[:, -1:] - first_power.gather(1, cuts), (K - cuts).double()
         # Passing a midpoint raises the code, and its square, by a step.
-        return sums @ codes.diff(), counts @ (codes * codes).diff()
+        shape = (*scales.shape, len(midpoints))
+        return sums.view(shape) @ codes.diff(), counts.view(shape) @ (codes * codes).diff()
 
     def errors(scales: Tensor) -> Tensor:
-        with_weight, with_self = moments(scales)
-        return total - 2 * scales * with_weight + scales * scales * with_self
+        with_code, of_code = moments(scales)
+        return total - 2 * scales * with_code + scales * scales * of_code
 
-    # Too large a scale: every weight is nearest to 0. Too small: with the last code below half the
-    # median of the weights that are not zero, half of them or more are clipped, each by more than
+    # Too large a scale: every magnitude is nearest to 0. Too small: with the last code below half
+    # the median of those that are not zero, half of them or more are clipped, each by more than
     # any other can be rounded by, and all together gain by a larger scale.
-    zeros = torch.searchsorted(ordered, 0.0, right=True)
-    median = ordered[(zeros + len(ordered)) // 2]
-    low, high = (median / 2 / codes[-1]).clamp_min(1e-30), 2 / codes[1]
+    zeros = (ordered == 0).sum(1, keepdim=True)
+    median = ordered.gather(1, ((zeros + K) // 2).clamp(max=K - 1))
+    low, high = (median / 2 / codes[-1]).clamp_min(1e-30), (2 / codes[1]).expand_as(median)
     for count in candidates:
-        steps = torch.linspace(0, 1, count, dtype=torch.float64, device=ordered.device)
+        steps = torch.linspace(0, 1, count, dtype=ordered.dtype, device=ordered.device)
         scales = low * (high / low) ** steps
-        best = int(errors(scales).argmin())
-        scale = scales[best : best + 1]
-        low, high = scales[max(best - 1, 0)], scales[min(best + 1, count - 1)]
+        best = errors(scales).argmin(1, keepdim=True)
+        scale = scales.gather(1, best)
+        low = scales.gather(1, (best - 1).clamp(min=0))
+        high = scales.gather(1, (best + 1).clamp(max=count - 1))
     for _ in range(50):
-        with_weight, with_self = moments(scale)
-        better = with_weight / with_self.clamp_min(1)
-        if not bool(errors(better) < errors(scale)):
+        with_code, of_code = moments(scale)
+        better = with_code / of_code.clamp_min(1)
+        gains = errors(better) < errors(scale)
+        if not bool(gains.any()):
             break
-        scale = better
-
-    nearest = codes[torch.bucketize(magnitude / largest, scale * midpoints, right=True)]
-    quantized = (nearest.reshape(weight.shape) * torch.sign(weight.detach())).to(torch.int8)
-    squared = float((nearest * scale - magnitude / largest).square().sum())
-    mean = squared * largest**2 / len(ordered)
-    return Quantized(quantized, float(scale) * largest, mean, (squared / total) ** 0.5)
+        scale = torch.where(gains, better, scale)
+    return torch.where(zeros < K, scale, 1.0).flatten()
 
 
 def _kind(x: object) -> str:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posmat.multipliers.fibonacci import fibonacci_codes, quantize_magnitudes
+from posmat.multipliers.fibonacci import best_scales, fibonacci_codes
 from posmat.multipliers.gemms import CODES
 from posmat.multipliers.product import InexactWeight, inexact_product, prepare_inexact
 from posmat.multipliers.shipped import find_multiplier
@@ -22,7 +22,8 @@ from posmat.multipliers.table import Multiplier, require_known
 
 WEIGHTS = ("int8", "fibonacci")
 GRADIENTS = ("straight-through", "fitted")
-CANDIDATES = (256, 64)  # for the scale of one output channel
+CANDIDATES = (64, 32)  # for the scale of an output channel
+ROWS = 64  # of a weight matrix whose scales are searched at a time
 BLOCK_BYTES = 2 * 2**20  # of operands in the caches at a time, on a CPU
 
 
@@ -135,14 +136,15 @@ class InexactLayer(nn.Module):
         self.gradient, self.name = gradient, name
         self._kept = None
         weight, codes = self.weight.detach(), _nearest(weights, limits(multiplier)[0]).unique()
-        try:
-            rows = weight.flatten(1).cpu()
-            found = [quantize_magnitudes(row, codes, CANDIDATES).scale for row in rows]
-        except ValueError as problem:
-            raise ValueError(f"layer {name!r}: {problem}") from None
+        rows = weight.flatten(1).double().abs()
+        largest = rows.amax(1, keepdim=True)
+        if not bool(largest.isfinite().all()):
+            raise ValueError(f"layer {name!r} has a weight that is not finite.")
+        rows = (rows / largest.clamp_min(torch.finfo(torch.float64).tiny)).split(ROWS)
+        found = torch.cat([best_scales(part, codes, CANDIDATES) for part in rows])
+        scales = (found * largest.flatten().where(found < 1, 1)).to(weight.dtype)
         self.register_buffer("input_scale", weight.new_tensor(input_scale))
-        smallest = torch.finfo(weight.dtype).tiny
-        self.register_buffer("weight_scale", weight.new_tensor(found).clamp_min_(smallest))
+        self.register_buffer("weight_scale", scales.clamp_min_(torch.finfo(weight.dtype).tiny))
 
     def weight_codes(self) -> Tensor:
         """The weights as they multiply now: int8, in the shape of `weight`."""
