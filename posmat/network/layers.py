@@ -256,10 +256,8 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         return y[0] if x.ndim == 3 else y
 
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
-        """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group.
-
-        The channels are last, which makes one run of bytes of a kernel's row.
-        """
+        """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group."""
+        # The channels last: a kernel's row is one run of bytes.
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, *self._zeros())).contiguous()
         (B, H, W, C), (kh, kw), (dh, dw) = x.shape, self.kernel_size, self.dilation
         (sh, sw), (b, h, w, c) = self.stride, x.stride()
@@ -279,8 +277,7 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         """How many images' operands and sums stay in a CPU's caches."""
         places = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
         kernel = self.weight[0].numel() * self.groups
-        largest = places * max(4 * self.out_channels, kernel)
-        return BLOCK_BYTES // max(1, largest)
+        return BLOCK_BYTES // max(1, places * max(4 * self.out_channels, kernel))
 
     def _zeros(self) -> list[int]:
         """How many zeros are padded left, right, at the top and at the bottom."""

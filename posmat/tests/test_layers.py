@@ -17,6 +17,7 @@ from posmat.tests.test_inexact import TABLES, get, summed_table
 
 # The products with 0 of TABLES are not 0, but for those of 4 bits here.
 MULTIPLIERS = ["exact", "or_pairs", "rank 3", "full rank", "signed", "4 bits", "4 bits signed"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 torch.manual_seed(0)
 KINDS = [
     (nn.Linear(3, 4), (4, 3)),
@@ -27,13 +28,8 @@ KINDS = [
     (nn.Conv2d(4, 8, 3, padding="same", dilation=2, groups=4), (4, 7, 6)),
     (nn.Conv2d(4, 8, 3, padding=2, padding_mode="circular"), (2, 4, 7, 6)),
 ]
+even_same = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of nn's
 every_kind = pytest.mark.parametrize(("plain", "shape"), KINDS, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # what is computed is small, and others use the processor
-    torch.manual_seed(0)
 
 
 def made_of(plain: nn.Module, multiplier="or_pairs", input_scale=1.0, **words) -> nn.Module:
@@ -46,15 +42,6 @@ def whole_numbers(shape: tuple[int, ...], multiplier: str) -> Tensor:
     """Floats that are operands at a scale of 1; a third of them 0, as after a ReLU."""
     largest = layers.limits(get(multiplier))[1]
     return torch.randint(-largest, largest + 1, shape) * (torch.rand(shape) > 0.33).float()
-
-
-def borders(conv: nn.Conv2d) -> list[int]:
-    """What is padded left, right, at the top and at the bottom, by the words of nn.Conv2d."""
-    if conv.padding != "same":
-        numbers = (0, 0) if conv.padding == "valid" else conv.padding
-        return [numbers[1], numbers[1], numbers[0], numbers[0]]
-    totals = [conv.dilation[axis] * (conv.kernel_size[axis] - 1) for axis in (1, 0)]
-    return [side for total in totals for side in (total // 2, total - total // 2)]
 
 
 def summed_patches(x: Tensor, w: Tensor, conv: nn.Conv2d, multiplier: str) -> Tensor:
@@ -85,15 +72,16 @@ def convolutions(draw) -> nn.Conv2d:
     return nn.Conv2d(*sizes, draw(st.booleans()), mode)
 
 
+@even_same
 @settings(max_examples=100, deadline=None)
 @given(
     convolutions(),
-    st.sampled_from(MULTIPLIERS),
+    st.sampled_from([*MULTIPLIERS, "exact"]),
     st.tuples(st.integers(0, 3), st.integers(3, 8), st.integers(3, 9)),
 )
 def test_a_convolution_is_the_summed_table(conv, name, sizes):
     B, H, W = sizes
-    left, right, top, bottom = around = borders(conv)
+    left, right, top, bottom = around = conv._reversed_padding_repeated_twice
     assume(H + top + bottom > conv.dilation[0] * (conv.kernel_size[0] - 1))
     assume(W + left + right > conv.dilation[1] * (conv.kernel_size[1] - 1))
     assume(conv.padding_mode == "zeros" or max(around) < min(H, W))  # as PyTorch asks
@@ -102,8 +90,9 @@ def test_a_convolution_is_the_summed_table(conv, name, sizes):
     operands, w = F.pad(x, around, mode).to(torch.int8), layer.weight_codes()
     sums = summed_patches(operands, w, conv, name)
     if name == "exact":
-        words = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
-        assert torch.equal(sums, F.conv2d(operands.double(), w.double(), **words).long())
+        plain = copy.deepcopy(conv).double()  # which is exact for such whole numbers
+        plain.weight.data, plain.bias = w.double(), None
+        assert B == 0 or torch.equal(plain(x.double()).long(), sums)
     y = (sums.float().movedim(1, -1) * layer.weight_scale).movedim(-1, 1)
     y = y if conv.bias is None else y + conv.bias.detach().view(-1, 1, 1)
     assert torch.equal(layer(x.to(memory_format=torch.channels_last)), y)
@@ -156,7 +145,7 @@ def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [x.grad, *(p.grad for p in layer.parameters())]
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # the float layer's
+@even_same
 @every_kind
 def test_gradients_are_the_float_layers_at_the_operands_or_at_the_quantized_ones(plain, shape):
     x, plain, layer = torch.randn(shape), copy.deepcopy(plain), made_of(plain, "truncated", 0.02)
@@ -190,10 +179,10 @@ def test_a_fitted_gradient_by_hand():
     torch.testing.assert_close(layer.weight.grad, torch.full((1, 1, 3, 3), 4 * 5 * 0.5))
 
 
-@pytest.mark.parametrize(("plain", "shape"), [KINDS[0], KINDS[-1]], ids=str)
+@pytest.mark.parametrize(("plain", "shape"), [KINDS[1], KINDS[3]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_floating_dtype_comes_out_as_it_went_in(plain, shape, dtype, monkeypatch):
-    x, layer = torch.randn(shape), made_of(plain, "or_pairs", 0.03)
+    x, layer = torch.randn(shape) / 300, made_of(plain, "or_pairs", 1e-4)  # a small scale
     with torch.inference_mode():
         y = layer.eval()(x)
     monkeypatch.setattr(layers, "BLOCK_BYTES", 1)  # one image at a time
@@ -204,7 +193,7 @@ def test_every_floating_dtype_comes_out_as_it_went_in(plain, shape, dtype, monke
         for one.gradient in layers.GRADIENTS:
             with torch.autocast("cpu", torch.bfloat16, enabled=one is layer):
                 found = [one(x.to(dtype)), *gradients(one, x.to(dtype))]
-            torch.testing.assert_close(found[0].float(), y, rtol=0.05, atol=0.2)
+            assert (found[0] - y).norm() < 0.1 * y.norm()
             assert found[0].dtype == found[1].dtype == dtype
             assert found[2].dtype == one.weight.dtype
 
@@ -220,7 +209,7 @@ def test_nothing_is_prepared_twice_in_eval_and_anew_when_weights_change(monkeypa
         (optimizer.step, 1),
         (lambda: layer.load_state_dict(other.state_dict()), 1),
         (lambda: layer.load_state_dict({"weight_scale": other.weight_scale * 2}, strict=False), 1),
-        (lambda: setattr(layer, "weight", nn.Parameter(-layer.weight)), 1),
+        (lambda: setattr(layer.weight, "data", -layer.weight.data), 1),
         (lambda: (layer.weight.data.neg_(), layer.eval()), 1),  # behind PyTorch's back
         (layer.train, 2),  # in training nothing is kept
     ):
