@@ -5,7 +5,7 @@ The rooms, each knowing only those above it:
     machine        the host and its device
     layer          what a fully connected layer computes, exactly, and by which engine
     multipliers    Fibonacci codes; inexact multipliers and their matrix product, bit for bit
-    network        a small network on real images, quantized
+    network        models whose layers are under multipliers; a small one on real images
     measure        callables -> rows -> tables -> files
     charts         rows -> pictures; one function a figure
     report         the driver that runs notebooks; imports no torch

@@ -167,10 +167,7 @@ class InexactLayer(nn.Module):
         return codes
 
     def prepared(self) -> list[InexactWeight]:
-        """The weights made ready, (N, K) for each group; kept in eval until they change.
-
-        A change by `.data` is not seen, until `eval` or `train` is called.
-        """
+        """Weights (N, K) of each group, ready; kept in eval until they change, but by `.data`."""
         weight = self.weight
         counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
         key = (weight.data_ptr(), weight.device, counts)
@@ -185,8 +182,11 @@ class InexactLayer(nn.Module):
         step, y = max(1, len(x) if x.ndim == 2 or x.is_cuda else self.at_a_time(x)), None
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
-            if y is None:  # laid out as the sums are, the channels last
+            if y is None:  # laid out as x: the channels last, as they are in sums, or first
                 y = sums.new_empty((len(x), *sums.shape[1:]), dtype=x.dtype)
+                if x.stride(1) != 1:
+                    first = torch.contiguous_format
+                    y = torch.empty_like(y.movedim(-1, 1), memory_format=first).movedim(1, -1)
             scaled = torch.mul(sums, scale, out=y[start : start + step])
             if bias is not None:
                 scaled.add_(bias)

@@ -131,6 +131,7 @@ def test_a_model_that_is_a_layer_and_layers_that_share_parameters():
     made = convert(tied, batches=[x])
     assert made[0].weight is made[1].weight and made[0].input_scale != made[1].input_scale
     made(x).sum().backward()
+    assert convert(tied, batches=[0 * x])(0 * x).isfinite().all()
 
 
 @pytest.mark.parametrize("gradient", layers.GRADIENTS)
