@@ -1,1 +1,1 @@
-"""Whole models under inexact multipliers: layers, their conversion in one call, images, training."""
+"""Whole models under inexact multipliers: layers, conversion in one call, images, training."""

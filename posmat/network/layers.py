@@ -171,10 +171,7 @@ class InexactLayer(nn.Module):
         return codes
 
     def prepared(self) -> list[InexactWeight]:
-        """The weights made ready, (N, K) for each group; kept in eval until they change.
-
-        A change by `.data` is not seen, until `eval` or `train` is called.
-        """
+        """Weights (N, K) of each group, ready; kept in eval until they change, but by `.data`."""
         weight = self.weight
         counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
         key = (self.path, weight.data_ptr(), weight.device, counts)
@@ -189,8 +186,11 @@ class InexactLayer(nn.Module):
         step, y = max(1, len(x) if x.ndim == 2 or x.is_cuda else self.at_a_time(x)), None
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
-            if y is None:  # laid out as the sums are, the channels last
+            if y is None:  # laid out as x: the channels last, as they are in sums, or first
                 y = sums.new_empty((len(x), *sums.shape[1:]), dtype=x.dtype)
+                if x.stride(1) != 1:
+                    first = torch.contiguous_format
+                    y = torch.empty_like(y.movedim(-1, 1), memory_format=first).movedim(1, -1)
             scaled = torch.mul(sums, scale, out=y[start : start + step])
             if bias is not None:
                 scaled.add_(bias)
@@ -260,10 +260,8 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         return y[0] if x.ndim == 3 else y
 
     def sums(self, x: Tensor, weights: list[InexactWeight]) -> Tensor:
-        """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group.
-
-        The channels are last, which makes one run of bytes of a kernel's row.
-        """
+        """(B, N, OH, OW) of int8 (B, C, H, W): im2col, and a product for each group."""
+        # The channels last: a kernel's row is one run of bytes.
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, *self._zeros())).contiguous()
         (B, H, W, C), (kh, kw), (dh, dw) = x.shape, self.kernel_size, self.dilation
         (sh, sw), (b, h, w, c) = self.stride, x.stride()
@@ -283,8 +281,7 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         """How many images' operands and sums stay in a CPU's caches."""
         places = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
         kernel = self.weight[0].numel() * self.groups
-        largest = places * max(4 * self.out_channels, kernel)
-        return BLOCK_BYTES // max(1, largest)
+        return BLOCK_BYTES // max(1, places * max(4 * self.out_channels, kernel))
 
     def _zeros(self) -> list[int]:
         """How many zeros are padded left, right, at the top and at the bottom."""

@@ -69,6 +69,13 @@ def threads():
 
 
 @pytest.fixture
+def one_thread(threads):
+    """For tests of many small tensors, whose threads would wait for each other; and for a seed."""
+    threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
 def nothing_found(monkeypatch):
     """As in a fresh process, nothing was found of methods and engines yet."""
     monkeypatch.setattr(proof, "_proofs", {})

@@ -17,6 +17,8 @@ from posmat.tests.test_inexact import TABLES, get, summed_table
 
 # The products with 0 of TABLES are not 0, but for those of 4 bits here.
 MULTIPLIERS = ["exact", "or_pairs", "rank 3", "full rank", "signed", "4 bits", "4 bits signed"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+torch.manual_seed(0)
 KINDS = [
     (nn.Linear(3, 4), (4, 3)),
     (nn.Linear(3, 4, bias=False), (2, 5, 3)),
@@ -26,12 +28,8 @@ KINDS = [
     (nn.Conv2d(4, 8, 3, padding="same", dilation=2, groups=4), (4, 7, 6)),
     (nn.Conv2d(4, 8, 3, padding=2, padding_mode="circular"), (2, 4, 7, 6)),
 ]
+even_same = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of nn's
 every_kind = pytest.mark.parametrize(("plain", "shape"), KINDS, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    threads(1)  # what is computed is small, and others use the processor
 
 
 def made_of(plain: nn.Module, multiplier="or_pairs", input_scale=1.0, **words) -> nn.Module:
@@ -40,21 +38,10 @@ def made_of(plain: nn.Module, multiplier="or_pairs", input_scale=1.0, **words) -
     return kind.from_float(plain, found, input_scale, **words)
 
 
-def whole_numbers(shape: tuple[int, ...], multiplier: str, seed: int = 0) -> Tensor:
+def whole_numbers(shape: tuple[int, ...], multiplier: str) -> Tensor:
     """Floats that are operands at a scale of 1; a third of them 0, as after a ReLU."""
-    generator = torch.Generator().manual_seed(seed)
     largest = layers.limits(get(multiplier))[1]
-    x = torch.randint(-largest, largest + 1, shape, generator=generator).float()
-    return x * (torch.rand(shape, generator=generator) > 0.33)
-
-
-def borders(conv: nn.Conv2d) -> list[int]:
-    """What is padded left, right, at the top and at the bottom, by the words of nn.Conv2d."""
-    if conv.padding != "same":
-        numbers = (0, 0) if conv.padding == "valid" else conv.padding
-        return [numbers[1], numbers[1], numbers[0], numbers[0]]
-    totals = [conv.dilation[axis] * (conv.kernel_size[axis] - 1) for axis in (1, 0)]
-    return [side for total in totals for side in (total // 2, total - total // 2)]
+    return torch.randint(-largest, largest + 1, shape) * (torch.rand(shape) > 0.33).float()
 
 
 def summed_patches(x: Tensor, w: Tensor, conv: nn.Conv2d, multiplier: str) -> Tensor:
@@ -63,9 +50,8 @@ def summed_patches(x: Tensor, w: Tensor, conv: nn.Conv2d, multiplier: str) -> Te
     rows, columns = (range(0, x.shape[2 + i] - spans[i] + 1, conv.stride[i]) for i in (0, 1))
     n, c = len(w) // conv.groups, x.shape[1] // conv.groups
     y = torch.zeros(len(x), len(w), len(rows), len(columns), dtype=torch.int64)
-    for g, (i, row), (j, column) in product(
-        range(conv.groups), enumerate(rows), enumerate(columns)
-    ):
+    for g, i, j in product(range(conv.groups), range(len(rows)), range(len(columns))):
+        row, column = rows[i], columns[j]
         window = x[:, g * c : (g + 1) * c, row : row + spans[0], column : column + spans[1]]
         patch = window[:, :, :: conv.dilation[0], :: conv.dilation[1]].flatten(1)
         of_group = slice(g * n, (g + 1) * n)
@@ -86,15 +72,16 @@ def convolutions(draw) -> nn.Conv2d:
     return nn.Conv2d(*sizes, draw(st.booleans()), mode)
 
 
+@even_same
 @settings(max_examples=100, deadline=None)
 @given(
     convolutions(),
-    st.sampled_from(MULTIPLIERS),
+    st.sampled_from([*MULTIPLIERS, "exact"]),
     st.tuples(st.integers(0, 3), st.integers(3, 8), st.integers(3, 9)),
 )
 def test_a_convolution_is_the_summed_table(conv, name, sizes):
     B, H, W = sizes
-    left, right, top, bottom = around = borders(conv)
+    left, right, top, bottom = around = conv._reversed_padding_repeated_twice
     assume(H + top + bottom > conv.dilation[0] * (conv.kernel_size[0] - 1))
     assume(W + left + right > conv.dilation[1] * (conv.kernel_size[1] - 1))
     assume(conv.padding_mode == "zeros" or max(around) < min(H, W))  # as PyTorch asks
@@ -103,11 +90,13 @@ def test_a_convolution_is_the_summed_table(conv, name, sizes):
     operands, w = F.pad(x, around, mode).to(torch.int8), layer.weight_codes()
     sums = summed_patches(operands, w, conv, name)
     if name == "exact":
-        words = {"stride": conv.stride, "dilation": conv.dilation, "groups": conv.groups}
-        assert torch.equal(sums, F.conv2d(operands.double(), w.double(), **words).long())
+        plain = copy.deepcopy(conv).double()  # which is exact for such whole numbers
+        plain.weight.data, plain.bias = w.double(), None
+        assert B == 0 or torch.equal(plain(x.double()).long(), sums)
     y = (sums.float().movedim(1, -1) * layer.weight_scale).movedim(-1, 1)
     y = y if conv.bias is None else y + conv.bias.detach().view(-1, 1, 1)
     assert torch.equal(layer(x.to(memory_format=torch.channels_last)), y)
+    assert torch.equal(layer(x).view(-1), y.reshape(-1))  # contiguous, for who calls view
     assert B == 0 or torch.equal(layer(x[0]), y[0])  # an image without a batch
     if conv.padding_mode == "zeros":
         assert torch.equal(layer.integers(x.to(torch.int8)).long(), sums)
@@ -131,7 +120,7 @@ def test_a_fully_connected_layer_is_the_summed_table(name):
 def test_weights_have_a_scale_of_little_error_and_keep_it(weights, name):
     torch.manual_seed(0)
     conv, largest = nn.Conv2d(3, 20, 3), layers.limits(get(name))[0]
-    conv.weight.data[1] = 0
+    conv.weight.data[1], conv.weight.data[2] = 0, conv.weight.data[2] * 1e-44  # some become 0
     layer = made_of(conv, name, weights=weights)
     codes = pm.fibonacci_codes(7) if weights == "fibonacci" else torch.arange(128)
     codes, w, kept = codes[codes <= largest], layer.weight_codes(), layer.weight_scale.clone()
@@ -145,20 +134,8 @@ def test_weights_have_a_scale_of_little_error_and_keep_it(weights, name):
 
 
 def test_inputs_are_rounded_and_clamped_by_the_scale():
-    x = torch.tensor([[0.74, -0.76, 1e9, -torch.inf]])
-    for name, scale, codes in (
-        ("exact", 0.5, [1, -2, 127, -127]),
-        ("4 bits signed", 1, [1, -1, 7, -7]),
-    ):
-        assert made_of(nn.Linear(4, 3), name, scale).input_codes(x).tolist() == [codes]
-
-
-@every_kind
-def test_blocks_are_the_whole(plain, shape, monkeypatch):
-    x, layer = torch.randn(shape), made_of(plain, "rank 3", 0.03)
-    y = layer(x)
-    monkeypatch.setattr(layers, "BLOCK_BYTES", 1)
-    assert torch.equal(layer(x), y)
+    codes = made_of(nn.Linear(4, 3), "4 bits signed", 0.5).input_codes
+    assert codes(torch.tensor([0.74, -0.76, 1e9, -torch.inf])).tolist() == [1, -2, 7, -7]
 
 
 def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
@@ -169,14 +146,11 @@ def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [x.grad, *(p.grad for p in layer.parameters())]
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # the float layer's
+@even_same
 @every_kind
 def test_gradients_are_the_float_layers_at_the_operands_or_at_the_quantized_ones(plain, shape):
-    x, plain = torch.randn(shape), copy.deepcopy(plain)
-    layer, fitted = (
-        made_of(plain, "truncated", 0.02),
-        made_of(plain, "exact", 0.02, gradient="fitted"),
-    )
+    x, plain, layer = torch.randn(shape), copy.deepcopy(plain), made_of(plain, "truncated", 0.02)
+    fitted = made_of(plain, "exact", 0.02, gradient="fitted")
     torch.testing.assert_close(gradients(layer, x), gradients(plain, x), rtol=1e-4, atol=1e-4)
     plain.zero_grad()
     plain.weight.data = fitted.weight_codes() * fitted.by_channel()
@@ -206,12 +180,13 @@ def test_a_fitted_gradient_by_hand():
     torch.testing.assert_close(layer.weight.grad, torch.full((1, 1, 3, 3), 4 * 5 * 0.5))
 
 
-@pytest.mark.parametrize(("plain", "shape"), [KINDS[0], KINDS[-1]], ids=str)
+@pytest.mark.parametrize(("plain", "shape"), [KINDS[1], KINDS[3]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_floating_dtype_comes_out_as_it_went_in(plain, shape, dtype):
-    x, layer = torch.randn(shape), made_of(plain, "or_pairs", 0.03)
+def test_every_floating_dtype_comes_out_as_it_went_in(plain, shape, dtype, monkeypatch):
+    x, layer = torch.randn(shape) / 300, made_of(plain, "or_pairs", 1e-4)  # a small scale
     with torch.inference_mode():
         y = layer.eval()(x)
+    monkeypatch.setattr(layers, "BLOCK_BYTES", 1)  # one image at a time
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), y)
     own = copy.deepcopy(layer).to(dtype)  # and the parameters with it
@@ -219,7 +194,7 @@ def test_every_floating_dtype_comes_out_as_it_went_in(plain, shape, dtype):
         for one.gradient in layers.GRADIENTS:
             with torch.autocast("cpu", torch.bfloat16, enabled=one is layer):
                 found = [one(x.to(dtype)), *gradients(one, x.to(dtype))]
-            torch.testing.assert_close(found[0].float(), y, rtol=0.05, atol=0.2)
+            assert (found[0] - y).norm() < 0.1 * y.norm()
             assert found[0].dtype == found[1].dtype == dtype
             assert found[2].dtype == one.weight.dtype
 
@@ -228,19 +203,14 @@ def test_nothing_is_prepared_twice_in_eval_and_anew_when_weights_change(monkeypa
     prepare, made = layers.prepare_inexact, []
     monkeypatch.setattr(layers, "prepare_inexact", lambda *a: made.append(1) or prepare(*a))
     layer, other = (made_of(nn.Conv2d(2, 4, 3, groups=2)).eval() for _ in range(2))
-    x = torch.randn(2, 2, 5, 5)
-
-    def step() -> None:
-        layer(x).sum().backward()
-        torch.optim.SGD(layer.parameters(), 0.1).step()
-
+    x, optimizer = torch.randn(2, 2, 5, 5), torch.optim.SGD(layer.parameters(), 0.1)
+    layer(x).sum().backward()
     for change, times in (
-        (lambda: None, 1),
         (lambda: None, 0),
-        (step, 1),
+        (optimizer.step, 1),
         (lambda: layer.load_state_dict(other.state_dict()), 1),
         (lambda: layer.load_state_dict({"weight_scale": other.weight_scale * 2}, strict=False), 1),
-        (lambda: setattr(layer, "weight", nn.Parameter(-layer.weight)), 1),
+        (lambda: setattr(layer.weight, "data", -layer.weight.data), 1),
         (lambda: (layer.weight.data.neg_(), layer.eval()), 1),  # behind PyTorch's back
         (layer.train, 2),  # in training nothing is kept
     ):
@@ -279,8 +249,8 @@ def test_what_a_layer_refuses_names_it():
 def test_cuda_gives_the_same_numbers_and_gradients(plain, shape, name):
     x, cpu = torch.randn(shape), made_of(plain, name, 0.02, gradient="fitted").eval()
     cuda = copy.deepcopy(cpu).cuda()
-    codes = cpu.input_codes(x).view(-1, 3) if len(shape) != 4 else cpu.input_codes(x)
-    if len(shape) == 4 or isinstance(plain, nn.Linear):
+    if len(shape) != 3:  # which `integers` does not take
+        codes = cpu.input_codes(x)
         assert torch.equal(cpu.integers(codes).long(), cuda.integers(codes.cuda()).long().cpu())
     torch.testing.assert_close(cuda(x.cuda()).cpu(), cpu(x), rtol=1e-3, atol=1e-2)
     found = [gradient.cpu() for gradient in gradients(cuda, x.cuda())]
