@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from posmat.machine import job_order
 from posmat.network.data import TEST_SHARE
 
 FEWEST_SPLITS = 5  # for an interval: below, nobody could tell how much splits differ
@@ -32,7 +33,9 @@ def train(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         model.train()
-        for _ in tqdm(range(epochs), desc="epochs", delay=2, leave=False):
+        # In a report nobody watches, and the bar would stay in the executed notebook.
+        unseen = bool(job_order())
+        for _ in tqdm(range(epochs), desc="epochs", delay=2, leave=False, disable=unseen):
             for chosen in torch.randperm(len(images)).to(images.device).split(batch_size):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
