@@ -131,12 +131,14 @@ def _find_function(path: Path, wanted: str | None) -> tuple[str, str, str]:
     while (flat := re.sub(r"\{[^{}]*\}", "\0", text)) != text:
         text = flat
     found = {}
-    for head, name, operands in re.findall(r"([^;\0]*?)(\w+)\s*\(([^()]*)\)\s*\0", text):
+    for part in text.split("\0")[:-1]:  # what stands before a body
+        said, _, operands = part.rpartition(";")[2].rpartition(")")[0].rpartition("(")
         types = [operand.strip().rpartition(" ")[0].strip() for operand in operands.split(",")]
-        words = set(re.findall(r"\w+|\*", f"{head} {operands}"))
-        whole = not words & {"*", "void", "float", "double", "struct", "union", "__int128"}
-        if len(types) == 2 and all(types) and whole and (name == wanted or "static" not in words):
-            found[name] = types
+        head, words = (re.findall(r"\w+|\*", of) for of in (said, f"{said} {operands}"))
+        other = {*words} & {"*", "void", "float", "double", "struct", "union", "__int128"}
+        public = head and (head[-1] == wanted or "static" not in head)
+        if public and len(types) == 2 and all(types) and not other:
+            found[head[-1]] = types
     if wanted is None and len(found) == 1:
         wanted = next(iter(found))
     if wanted not in found:

@@ -252,6 +252,26 @@ class Multiplier:
         ends = ((int(o[0] or -o[-1]), int(o[-1])) for o in (self.weights, self.inputs))
         return tuple((max(-128, low), min(127, high)) for low, high in ends)
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The largest m for which -m and m are int8 weights of the table, and inputs."""
+        return tuple(min(127, -low, high) for low, high in self.admitted)
+
+    @cached_property
+    def slopes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The product's derivative by the input, at each weight, and by the weight, at each input.
+
+        float64 (256,) by the operand's byte: the least-squares slope of the table's row of a weight
+        over the inputs, and of the column of an input over the weights, within `limits`.
+        """
+        found = []
+        tables = self.operand_table, self.operand_table.T
+        for table, largest in zip(tables, reversed(self.limits), strict=True):
+            meant = np.abs(gemms.CODES) <= largest
+            values = gemms.CODES[meant] - gemms.CODES[meant].mean()
+            found.append(table[:, meant] @ values / (values**2).sum())
+        return tuple(found)
+
     @cached_property
     def exact_weights(self) -> np.ndarray:
         """(256,) bool by the weight's byte: is its product exact with every admitted input?"""

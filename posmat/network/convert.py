@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from posmat.multipliers.shipped import find_multiplier
 from posmat.multipliers.table import Multiplier
-from posmat.network.layers import InexactConv2d, InexactLayer, InexactLinear, limits
+from posmat.network.layers import InexactConv2d, InexactLayer, InexactLinear
 
 KINDS = {kind.replaces: kind for kind in (InexactLinear, InexactConv2d)}
 
@@ -125,4 +125,4 @@ def _calibrate(model: nn.Module, layers: Collection[InexactLayer], calibration: 
         )
     for layer, found in largest.items():
         del layer.forward
-        layer.input_scale.fill_((found or 1.0) / limits(layer.multiplier)[1])
+        layer.input_scale.fill_((found or 1.0) / layer.multiplier.limits[1])

@@ -9,13 +9,11 @@ import copy
 import math
 from functools import cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posmat.multipliers.fibonacci import best_scales, fibonacci_codes
-from posmat.multipliers.gemms import CODES
 from posmat.multipliers.product import InexactWeight, inexact_product, prepare_inexact
 from posmat.multipliers.shipped import find_multiplier
 from posmat.multipliers.table import Multiplier, require_known
@@ -25,28 +23,6 @@ GRADIENTS = ("straight-through", "fitted")
 CANDIDATES = (64, 32)  # for the scale of an output channel
 ROWS = 64  # of a weight matrix whose scales are searched at a time
 BLOCK_BYTES = 2 * 2**20  # of operands in the caches at a time, on a CPU
-
-
-@cache
-def slopes(multiplier: Multiplier) -> tuple[Tensor, Tensor]:
-    """What stands for an operand in a fitted gradient, by its byte: of weight and input, (256,).
-
-    The least-squares slope of the table's row of a weight, over the inputs, and of the column of an
-    input, over the weights: as derivatives of the product by the other operand.
-    """
-    table, found = multiplier.operand_table, []
-    for axis, largest in enumerate(reversed(limits(multiplier))):
-        others = np.abs(CODES) <= largest
-        values = CODES[others] - CODES[others].mean()
-        products = np.compress(others, table, axis=1 - axis)
-        slope = np.tensordot(products, values, (1 - axis, 0)) / (values**2).sum()
-        found.append(torch.tensor(slope, dtype=torch.float32))
-    return tuple(found)
-
-
-def limits(multiplier: Multiplier) -> tuple[int, int]:
-    """The largest magnitude of a weight, and of an input, that has a place with both signs."""
-    return tuple(min(127, -low, high) for low, high in multiplier.admitted)
 
 
 @cache
@@ -77,7 +53,7 @@ class _Product(torch.autograd.Function):
         layer, (x, weight), needs = ctx.layer, ctx.saved_tensors, ctx.needs_input_grad
         padded = 0.0
         if layer.gradient == "fitted":
-            of_weight, of_input = (slope.to(x) for slope in slopes(layer.multiplier))
+            of_weight, of_input = (torch.tensor(s).to(x) for s in layer.multiplier.slopes)
             of_input = of_input * layer.input_scale
             weight = of_weight[layer.weight_codes().view(torch.uint8).int()] * layer.by_channel()
             x, padded = of_input[layer.input_codes(x).view(torch.uint8).int()], float(of_input[0])
@@ -135,7 +111,7 @@ class InexactLayer(nn.Module):
         self.multiplier, self.weights = multiplier, weights
         self.gradient, self.name = gradient, name
         self._kept = None
-        weight, codes = self.weight.detach(), _nearest(weights, limits(multiplier)[0]).unique()
+        weight, codes = self.weight.detach(), _nearest(weights, multiplier.limits[0]).unique()
         rows = weight.flatten(1).double().abs()
         largest = rows.amax(1, keepdim=True)
         if not bool(largest.isfinite().all()):
@@ -148,7 +124,7 @@ class InexactLayer(nn.Module):
 
     def weight_codes(self) -> Tensor:
         """The weights as they multiply now: int8, in the shape of `weight`."""
-        weight, largest = _wide(self.weight.detach()), limits(self.multiplier)[0]
+        weight, largest = _wide(self.weight.detach()), self.multiplier.limits[0]
         halves = (weight.abs() * 2 / self.by_channel()).clamp_(max=2 * largest)
         if bool(halves.isnan().any()):
             raise ValueError(f"layer {self.name!r} has a weight that is NaN.")
@@ -161,7 +137,7 @@ class InexactLayer(nn.Module):
 
     def input_codes(self, x: Tensor) -> Tensor:
         """An input as it multiplies: int8 in its shape, clamped to what calibration brought."""
-        codes, largest = torch.empty_like(x, dtype=torch.int8), limits(self.multiplier)[1]
+        codes, largest = torch.empty_like(x, dtype=torch.int8), self.multiplier.limits[1]
         step = len(x) if x.is_cuda else max(1, BLOCK_BYTES * len(x) // max(1, x.nbytes))
         for part, to in zip(x.detach().split(step), codes.split(step), strict=True):
             scaled = torch.div(part, self.input_scale).round_().clamp_(-largest, largest)

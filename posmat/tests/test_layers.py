@@ -40,7 +40,7 @@ def made_of(plain: nn.Module, multiplier="or_pairs", input_scale=1.0, **words) -
 
 def whole_numbers(shape: tuple[int, ...], multiplier: str) -> Tensor:
     """Floats that are operands at a scale of 1; a third of them 0, as after a ReLU."""
-    largest = layers.limits(get(multiplier))[1]
+    largest = get(multiplier).limits[1]
     return torch.randint(-largest, largest + 1, shape) * (torch.rand(shape) > 0.33).float()
 
 
@@ -119,7 +119,7 @@ def test_a_fully_connected_layer_is_the_summed_table(name):
 @pytest.mark.parametrize("name", ["exact", "4 bits", "4 bits signed"])
 def test_weights_have_a_scale_of_little_error_and_keep_it(weights, name):
     torch.manual_seed(0)
-    conv, largest = nn.Conv2d(3, 20, 3), layers.limits(get(name))[0]
+    conv, largest = nn.Conv2d(3, 20, 3), get(name).limits[0]
     conv.weight.data[1], conv.weight.data[2] = 0, conv.weight.data[2] * 1e-44  # some become 0
     layer = made_of(conv, name, weights=weights)
     codes = pm.fibonacci_codes(7) if weights == "fibonacci" else torch.arange(128)

@@ -25,7 +25,7 @@ def test_training_learns_and_is_by_seed():
     assert torch.equal(first[1].weight, again[1].weight)
     assert not torch.equal(first[1].weight, other[1].weight)
     assert pm.accuracy(untrained, images.test_labels) < 0.4
-    assert pm.accuracy(first(images.test), images.test_labels) > 0.85
+    assert pm.accuracy(first(images.test), images.test_labels) > 0.75
 
 
 def test_few_splits_have_no_interval_and_many_a_wide_one():
