@@ -24,6 +24,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
 def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
     monkeypatch.setattr(jobs, "busy_warning", lambda: "")  # which looks for half a second
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tests beside this one would make several wait
     monkeypatch.setenv("POSMAT_LOCKS", str(root))  # a measurement on this host holds up no test
     job = replace(job, root=root)
     outcome = run_job(job)
