@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import dask
+import psutil
 from distributed import CancelledError, Client, Future, Nanny, wait
 
 from posmat.machine import host_identity, processor_name
@@ -54,16 +55,21 @@ async def offer(address: str, machine: str, devices: list[str]) -> None:
     local = address.rpartition("//")[2].startswith(("127.", "localhost", "[::1]"))
     own = {"nthreads": 1, "memory_limit": 0, "death_timeout": JOIN_S}
     own["host"] = "127.0.0.1" if local else None
-    with dask.config.set(QUIET):
-        async with AsyncExitStack() as stack:
-            nannies = [Nanny(address, name=f"{machine}-{device}", **own) for device in devices]
-            try:
-                for nanny in nannies:
-                    await stack.enter_async_context(nanny)
-            except Exception:  # dask's own are of many kinds
-                raise UsageError(NO_SCHEDULER.format(address)) from None
-            ends = [asyncio.create_task(nanny.finished()) for nanny in nannies]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    try:
+        with dask.config.set(QUIET):
+            async with AsyncExitStack() as stack:
+                nannies = [Nanny(address, name=f"{machine}-{device}", **own) for device in devices]
+                try:
+                    for nanny in nannies:
+                        await stack.enter_async_context(nanny)
+                except Exception:  # dask's own are of many kinds
+                    raise UsageError(NO_SCHEDULER.format(address)) from None
+                ends = [asyncio.create_task(nanny.finished()) for nanny in nannies]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:  # a nanny that is interrupted may leave a worker that hears nothing
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
 
 
 def installation() -> dict[str, str]:
