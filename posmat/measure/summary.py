@@ -50,7 +50,8 @@ def summarize(
 
     Returns:
         A frame indexed by `by` and method, in the order of the rows. Times are in seconds. `ratio`
-        is the method's time over the baseline's, with `ratio_low` and `ratio_high`: a 95 %
+        is the method's time over the baseline's, and of the control always over that of the same
+        method timed once, with `ratio_low` and `ratio_high`: a 95 %
         bootstrap interval where `runs` is 1, the smallest and the largest run's where it is more.
         `state` is the worst of the runs, and `runs` counts those that timed the method.
 
@@ -78,7 +79,11 @@ def summarize(
         for method, own in group.groupby("method", sort=False):
             if base.empty:  # nothing is divided: methods of two dtypes may stand side by side
                 _refuse_mixture(own, by)
-            facts = {"method": method, **_line(own, base), "baseline": baseline}
+            # Of the control the ratio is its own, to the same method timed once, always.
+            once = method.removesuffix(AGAIN)
+            over = base if once == method else group[group["method"] == once]
+            facts = {"method": method, **_line(own, over)}
+            facts["baseline"] = baseline if once == method else once
             lines.append(dict(zip(by, key, strict=True)) | facts)
     table = pd.DataFrame(lines).convert_dtypes()
     table = table.astype(dict.fromkeys(_MEASURED, "Float64"))  # whole ones too
@@ -172,10 +177,8 @@ def stands(table: pd.DataFrame, method: str | tuple) -> bool:
     own = _group_of(table, method)
     floor = 0.0
     for control in (name for name in own.index if name.endswith(AGAIN)):
-        again, once = own.loc[control], own.loc[control.removesuffix(AGAIN)]
-        if again["state"] == once["state"] == "timed":
-            # Both over the same baseline, so over each other they are the control's own ratio.
-            ends = (again["ratio_low"] / once["ratio"], again["ratio_high"] / once["ratio"])
+        ends = own.loc[control, ["ratio_low", "ratio_high"]]
+        if ends.notna().all():
             floor = max(abs(end - 1) for end in ends)
     return bool(line["ratio_low"] > 1 + floor or line["ratio_high"] < 1 / (1 + floor))
 

@@ -175,6 +175,17 @@ def test_a_claim_stands_only_beyond_the_noise_floor(method, control, told):
     assert stands(table, "b") == told == ("not told apart" not in tell_ratio(table, "b"))
 
 
+def test_the_noise_is_that_of_the_control_whatever_the_baseline():
+    """What drifts from run to run, the timed-again method against another, is no noise of b / c."""
+    runs = [
+        rows_of({"a": [a] * 3, "a" + AGAIN: [a] * 3, "c": [1.0] * 3, "b": [1.05] * 3}, run)
+        for run, a in enumerate((1.0, 1.3))
+    ]
+    table = summarize(pd.concat(runs), "c")
+    assert stands(table, "b") and table.loc["a" + AGAIN, ["ratio", "baseline"]].tolist() == [1, "a"]
+    assert not stands(summarize(pd.concat(runs)), "b")  # over a its ratio is 1.05 and 0.81
+
+
 def test_bad_rows_are_refused():
     for seconds in (None, 0.0, -1.0, float("nan")):
         rows = rows_of({"a": BASE})
