@@ -57,7 +57,7 @@ def compiled_lookup_product(x: Tensor, w: Tensor, multiplier: str | Multiplier) 
     """
     check_operands(x, w)
     if x.device.type != "cpu":
-        raise ValueError(f"x is on {x.device}: the compiled loop runs on the CPU.")
+        raise NotAvailable(f"x is on {x.device}, and the compiled loop runs on the CPU.")
     found = find_multiplier(multiplier)
     x, w, table = x.contiguous(), w.contiguous(), found.operand_table.astype(np.int32)
     y = torch.empty((x.shape[0], w.shape[0]), dtype=torch.int64)

@@ -81,7 +81,7 @@ class Multiplier:
         weight, data = np.meshgrid(*[_operands(convention, size)] * 2, indexing="ij")
         try:
             table = f(weight.copy(), data.copy())
-        except (TypeError, ValueError):  # as int() and if refuse an array
+        except (AttributeError, TypeError, ValueError):  # as int() and if refuse an array
             table = None
         if np.shape(table) != weight.shape:
             table = np.vectorize(f, otypes=[object])(weight, data).tolist()
@@ -329,7 +329,7 @@ class Multiplier:
         known = (self.weights, self.inputs)[axis]
         counts, operands = 0 * known.astype(object), known if operands is None else operands
         if not isinstance(operands, Mapping):
-            operands = Counter(np.asarray(operands).reshape(-1).tolist())
+            operands = Counter(np.asarray([*operands]).reshape(-1).tolist())
         for value, count in operands.items():
             if value not in known or count < 0 or count != int(count):
                 raise ValueError(
@@ -399,14 +399,18 @@ def _refuse_misread(table: np.ndarray, convention: str, named: str) -> None:
         )
     if len(table) not in SIDES or len(table) != table.shape[1]:
         return
-    readings = {"": table}
-    if table.min() >= 0 and table.max() <= 2**16 - 1:
-        readings[" with its products as int16"] = table.astype(np.uint16).view(np.int16)
-    MAE = {}
-    for order in CONVENTIONS[1:]:
+    bits, MAE, low, high = len(table).bit_length() - 1, {}, table.min(), table.max()
+    readings = {("", order): table for order in CONVENTIONS[1:]}
+    for width in {16, 2 * bits}:
+        if low >= 0 and high < 2**width:
+            wrapped = (table + 2 ** (width - 1)) % 2**width - 2 ** (width - 1)
+            how = f" with its products as int{width}"
+            readings |= {(how, order): wrapped for order in CONVENTIONS[2:]}
+        elif -(2 ** (width - 1)) <= low < 0 and high < 2 ** (width - 1):
+            readings[f" with its products as uint{width}", "unsigned"] = table % 2**width
+    for (how, order), products in readings.items():
         true = np.outer(*[_operands(order, len(table))] * 2)
-        for how, products in readings.items():
-            MAE[order, how] = np.abs(products - true).mean()
+        MAE[order, how] = np.abs(products - true).mean()
     own = MAE["unsigned" if convention == "sign-magnitude" else convention, ""]
     order, how = min(MAE, key=MAE.get)
     if own and 4 * MAE[order, how] <= own:
