@@ -42,10 +42,12 @@ def bootstrap_difference(right: ArrayLike, other: ArrayLike, seed: int = 0) -> M
     """How much more often `right` is right, over trainings that share their test images.
 
     Both are bool (trainings, images). The interval is a paired bootstrap's: images are drawn again,
-    the same for all trainings and both sides, and so are the trainings.
+    the same for all trainings and both sides, and so are the trainings, of which it takes two.
     """
     differences = np.asarray(right, dtype=float) - np.asarray(other, dtype=float)
     trainings, images = differences.shape
+    if trainings < 2:
+        return MeanDifference(float(differences.mean()), None, None)
     rng = np.random.default_rng(seed)
     means = [
         differences[rng.integers(0, trainings, trainings)].mean(0)[rng.integers(0, images, images)]

@@ -119,7 +119,7 @@ def tabulate(
         if said and all(abs(d - found) > Decimal(10) ** d.as_tuple().exponent / 2 for d in said):
             raise ValueError(
                 f"{path.name} states {name} = {stated[0]}, and its table has {found.normalize():f}:"
-                f" read as {bits} bits {'with' if signed else 'without'} a sign it is another model."
+                f" read as {bits} bits with{'' if signed else 'out'} a sign it is another model."
             )
     return function, table, "signed" if signed else "unsigned"
 

@@ -119,7 +119,7 @@ class Multiplier:
         if isinstance(table, str | os.PathLike):
             name, table = name or Path(table).stem, read_table(Path(table), convention)
         name = name or "table"
-        named = f"the table of {name!r}"
+        named = f"the table of {name[:60]!r}"
         table = _matrix(table, convention, named)
         if check:
             _refuse_misread(table, convention, named)

@@ -38,12 +38,11 @@ def convert_model(
             none stays float.
         calibration: batches, of which a tuple's or list's first element is what the model takes:
             the largest magnitude that reaches a layer becomes its largest int8 input.
-        weights: 'int8', or 'fibonacci': magnitudes without two adjacent ones.
+        weights, gradient: as `InexactLayer.from_float` takes them.
         layers: patterns of the layers to convert; all, if None.
-        gradient: 'straight-through' or 'fitted', how the copy is trained (`InexactLayer`).
 
     Raises:
-        TypeError: neither a name nor a Multiplier.
+        TypeError: neither a name nor a Multiplier, or a batch is no tensor.
         ValueError: there is no such multiplier, nothing to convert, a pattern meets no layer, or a
             layer, which is named, is not called in calibration, or meets a NaN there.
     """
@@ -71,7 +70,7 @@ def convert_model(
     left = [
         f"{name or 'the model'} ({type(module).__name__})"
         for name, module in made.named_modules()
-        if not isinstance(module, InexactLayer | nn.Embedding)
+        if not isinstance(module, InexactLayer | nn.Embedding | nn.LayerNorm)
         and any(p.ndim > 1 for p in module._parameters.values() if p is not None)
     ]
     if left:
@@ -99,11 +98,12 @@ def _chosen(
 def _calibrate(model: nn.Module, layers: Collection[InexactLayer], calibration: Iterable) -> None:
     """Set the scale of each layer's input, by the largest magnitude that the layer is called with.
 
-    It computes in float here. No hook watches it: some models bypass only layers without hooks.
+    It computes in float here, and no hook watches: some models bypass layers without hooks only.
     """
     largest: dict[InexactLayer, float] = {}
 
     def watched(layer: InexactLayer, input: Tensor) -> Tensor:
+        layer._require(input)
         found = float(input.abs().max()) if input.numel() else 0.0
         if not found < math.inf:
             raise ValueError(f"layer {layer.name!r} meets {found} in calibration.")
@@ -115,7 +115,10 @@ def _calibrate(model: nn.Module, layers: Collection[InexactLayer], calibration: 
     place = next(model.parameters()).device
     with torch.no_grad():
         for batch in calibration:
-            model((batch[0] if isinstance(batch, tuple | list) else batch).to(place))
+            given = batch[0] if isinstance(batch, tuple | list) else batch
+            if not isinstance(given, Tensor):
+                raise TypeError(f"a batch of calibration is a {type(given).__name__}, no tensor.")
+            model(given.to(place))
     missed = [layer.name for layer in layers if layer not in largest]
     if missed:
         raise ValueError(

@@ -7,6 +7,7 @@ A convolution's padded zero is an operand 0 like any other.
 
 import copy
 import math
+from collections import defaultdict
 from functools import cache
 
 import torch
@@ -22,7 +23,7 @@ WEIGHTS = ("int8", "fibonacci")
 GRADIENTS = ("straight-through", "fitted")
 CANDIDATES = (64, 32)  # for the scale of an output channel
 ROWS = 64  # of a weight matrix whose scales are searched at a time
-BLOCK_BYTES = 2 * 2**20  # of operands in the caches at a time, on a CPU
+BLOCK_BYTES = defaultdict(lambda: 2**28, cpu=2 * 2**20)  # of operands at a time: a CPU's caches
 
 
 @cache
@@ -86,12 +87,8 @@ class InexactLayer(nn.Module):
             weights: 'int8', or 'fibonacci': only magnitudes without two adjacent ones.
             gradient: how it is trained: 'straight-through', as if the layer were the float one; or
                 'fitted', with the least-squares slope of the multiplier's table at each operand.
-            name: of the layer, for its errors.
-
-        Raises:
-            TypeError: the layer is of another kind.
-            ValueError: there is no such multiplier, kind of weights or gradient; the scale is not a
-                positive number; a weight is not finite.
+            name: of the layer, for its errors: a layer of another kind is a TypeError, anything
+                else that it cannot be made of a ValueError.
         """
         if type(layer) is not cls.replaces:
             raise TypeError(f"{type(layer).__name__} is no {cls.replaces.__name__}.")
@@ -138,7 +135,7 @@ class InexactLayer(nn.Module):
     def input_codes(self, x: Tensor) -> Tensor:
         """An input as it multiplies: int8 in its shape, clamped to what calibration brought."""
         codes, largest = torch.empty_like(x, dtype=torch.int8), self.multiplier.limits[1]
-        step = len(x) if x.is_cuda else max(1, BLOCK_BYTES * len(x) // max(1, x.nbytes))
+        step = max(1, BLOCK_BYTES[x.device.type] * len(x) // max(1, x.nbytes))
         for part, to in zip(x.detach().split(step), codes.split(step), strict=True):
             scaled = torch.div(part, self.input_scale).round_().clamp_(-largest, largest)
             if bool(scaled.sum().isnan()):
@@ -150,7 +147,8 @@ class InexactLayer(nn.Module):
         """Weights (N, K) of each group, ready; kept in eval until they change, but by `.data`."""
         weight = self.weight
         counts = [t._version for t in (weight, self.weight_scale) if not t.is_inference()]
-        key = (self.path, weight.data_ptr(), weight.device, counts)
+        asked = self.path, self.multiplier, self.weights
+        key = (asked, weight.data_ptr(), weight.device, counts)
         if self.training or self._kept is None or self._kept[0] != key:
             rows = self.weight_codes().movedim(1, -1).flatten(1).chunk(self.groups)
             self._kept = key, [prepare_inexact(row, self.multiplier, self.path) for row in rows]
@@ -159,7 +157,7 @@ class InexactLayer(nn.Module):
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What goes out for x, batch and channels first; in blocks that stay in the caches."""
         weights, scale = self.prepared(), self.input_scale.to(x) * self.weight_scale.to(x)
-        step, y = max(1, len(x) if x.ndim == 2 or x.is_cuda else self.at_a_time(x)), None
+        step, y = self.at_a_time(x), None
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
             if y is None:  # laid out as x: the channels last, as they are in sums, or first
@@ -178,12 +176,15 @@ class InexactLayer(nn.Module):
         x is (M, K) or (B, C, H, W); padding that is not with zeros is left to the caller.
         """
         self._require(x)
-        return self.sums(x, self.prepared())
+        weights = self.prepared()
+        return torch.cat([self.sums(part, weights) for part in x.split(self.at_a_time(x))])
+
+    def at_a_time(self, x: Tensor) -> int:
+        return max(1, len(x))
 
     def _require(self, x: Tensor) -> None:
-        """Refuse a shape that the float layer would refuse, by the layer's name."""
         channels, axis = self.weight.shape[1] * self.groups, self.weight.ndim - 1
-        if x.ndim < axis or x.shape[-axis] != channels:
+        if x.ndim < axis or x.ndim > axis + 1 > 2 or x.shape[-axis] != channels:
             takes = self.takes.format(channels)
             raise ValueError(f"layer {self.name!r} takes {takes}, and got {tuple(x.shape)}.")
 
@@ -254,10 +255,11 @@ class InexactConv2d(InexactLayer, nn.Conv2d):
         return y.view(B, OH, OW, self.out_channels).permute(0, 3, 1, 2)
 
     def at_a_time(self, x: Tensor) -> int:
-        """How many images' operands and sums stay in a CPU's caches."""
         places = x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
         kernel = self.weight[0].numel() * self.groups
-        return BLOCK_BYTES // max(1, places * max(4 * self.out_channels, kernel))
+        return max(
+            1, BLOCK_BYTES[x.device.type] // max(1, places * max(4 * self.out_channels, kernel))
+        )
 
     def _zeros(self) -> list[int]:
         """How many zeros are padded left, right, at the top and at the bottom."""

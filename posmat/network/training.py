@@ -25,8 +25,7 @@ def train(
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         model.train()
-        # In a report nobody watches, and the bar would stay in the executed notebook.
-        unseen = bool(job_order())
+        unseen = bool(job_order())  # in a report, where the bar would stay in the notebook
         for _ in tqdm(range(epochs), desc="epochs", delay=2, leave=False, disable=unseen):
             for chosen in torch.randperm(len(images)).to(images.device).split(batch_size):
                 optimizer.zero_grad()

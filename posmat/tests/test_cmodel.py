@@ -122,6 +122,16 @@ STATED = """// MAE%% = 0.0019 %%
 int mul8u_T(unsigned char a, unsigned char b) { return a * b + (a %% 3 == 0); }"""
 
 
+def test_one_of_several_functions_states_its_own(tmp_path):
+    source = """// MAE = 0.0
+    int mul8u_f(unsigned char a, unsigned char b) { return a * b; }
+    // MAE = 1.00.
+    int approx_mul4u_g(int a, int b) { return a * b ^ 1; }"""
+    path = write(tmp_path, source)
+    assert Multiplier.from_c(path, function="mul8u_f").statistics().MAE == 0
+    assert Multiplier.from_c(path, function="approx_mul4u_g").statistics().MAE == 1
+
+
 @pytest.mark.parametrize(
     ("MAE", "WCE", "refused"),
     [
@@ -145,7 +155,10 @@ def test_what_a_model_states_of_itself_is_held_against_its_table(MAE, WCE, refus
     assert len(str(raised.value)) < 300
 
 
-HEAD = "#include <stdlib.h>\n#include <stdio.h>\nint mul8u_X(unsigned char a, unsigned char b) "
+HEAD = """#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int mul8u_X(unsigned char a, unsigned char b) """
 
 
 @pytest.mark.parametrize(
@@ -158,7 +171,7 @@ HEAD = "#include <stdlib.h>\n#include <stdio.h>\nint mul8u_X(unsigned char a, un
         (HEAD + "{ return *(volatile int *)0; }", "before its last product .Segmentation fault"),
         (HEAD + "{ if (a == 9) exit(0); return a * b; }", "before its last product .exit code 0"),
         (HEAD + "{ if (a == 9) exit(3); return a * b; }", "before its last product .exit code 3"),
-        (HEAD + "{ abort(); }", "before its last product .Aborted"),
+        (HEAD + "{ if (!fork()) pause(); abort(); }", "before its last product .Aborted"),
     ],
 )
 def test_a_model_that_fails_is_told_in_a_sentence(source, words, tmp_path, monkeypatch, capfd):

@@ -275,6 +275,7 @@ def test_bytes_are_put_in_the_order_of_numbers(bits):
     assert found.admitted == ((low, high), (low, high))
 
 
+V4 = np.arange(-8, 8)
 LOW = np.outer(C & ~1, C & ~1)
 
 
@@ -286,6 +287,13 @@ LOW = np.outer(C & ~1, C & ~1)
         (np.outer(V, V), "sign-magnitude", "and as 'signed' of 0.00"),
         (np.outer(range(256), range(256)), "signed", "and as 'unsigned' of 0.00"),
         (np.outer(range(64), range(64)), "signed", "and as 'unsigned' of 0.00"),
+        (np.outer(range(256), range(256)).astype(np.int16), "signed", "as uint16 of 0.00"),
+        (np.outer(V4, V4) & 0xFF, "signed", "and as 'signed' with its products as int8 of 0.00"),
+        (
+            np.outer(V4 + 8, V4 + 8).astype(np.int8),
+            "signed",
+            "'unsigned' with its products as uint8",
+        ),
         (LOW & 0xFFFF, "unsigned", 'complement" with its products as int16 of 53.33'),
         (LOW & 0xFFFF, "two's complement", 'complement" with its products as int16 of 53.33'),
         (LOW & 0xFFFF, "signed", 'complement" with its products as int16 of 53.33'),
