@@ -32,6 +32,7 @@ class FigureSpec:
     only: Callable[[pd.DataFrame], pd.DataFrame] = lambda frame: frame  # what it shows of a frame
     kind: str = "Times per call, one line per method, medians"  # what it is, in a few words
     table: Callable[..., pd.DataFrame] = lines.lines_of_times  # (*frames) -> what follows `kind`
+    former: bool = False  # no notebook keeps what it reads any more: drawn where that is published
 
     def describe(self, *frames: pd.DataFrame) -> tuple[str, str]:
         """Caption and alternative text of what `shown` gives."""
@@ -205,6 +206,7 @@ FIGURES: list[FigureSpec] = [
         "under each multiplier. A faint dot for each seed of split and training, a bold one for "
         "their mean.",
         reads=("{stem}.digits.csv",),
+        former=True,
         kind="Accuracies, one line per multiplier and a dot per seed; medians with ranges",
         table=lambda frame: medians(frame, ["multiplier", "weights"], {"accuracy": "accuracy"}),
     ),

@@ -176,7 +176,8 @@ def find_drawings(results: Iterable[Result]) -> list[Drawing]:
     from posmat.charts.catalogue import FIGURES
 
     pairs = product(FIGURES, results)
-    return [Drawing(run, spec.id) for spec, run in pairs if run.notebook == spec.notebook]
+    made = [Drawing(run, spec.id) for spec, run in pairs if run.notebook == spec.notebook]
+    return [one for one in made if not one.spec.former or all(s.exists() for s in one.sources)]
 
 
 def chosen(drawings: Iterable[Drawing], asked: Iterable[str]) -> list[Drawing]:

@@ -1,6 +1,7 @@
 """Every notebook in a kernel of its own, once, by the driver at small sizes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from posmat.measure.files import QUICK, read_rows, rows_hash
 from posmat.report import jobs
 from posmat.report.jobs import find_notebooks, plan, run_job
+from posmat.report.verbs import redraw
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = plan(find_notebooks(ROOT / "notebooks", []), ["cpu"], QUICK)
@@ -45,3 +47,8 @@ def test_every_notebook_runs_and_leaves_its_files(job, root, monkeypatch):
     assert (reports / f"{job.stem}.table.csv").exists()
     assert run_job(job, force=False).state == "skipped"
     assert len(list((root / "reports" / "figures").glob("*.svg"))) >= 1
+
+
+def test_what_they_left_is_drawn_again_without_a_word(root):
+    shutil.copy(ROOT / "CITATION.cff", root)
+    assert redraw(root, machine=QUICK)[1] == []
