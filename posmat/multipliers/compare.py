@@ -19,9 +19,8 @@ def multiplier_table(
 ) -> pd.DataFrame:
     """A row for each multiplier, by its name: its error over all pairs, and what it costs.
 
-    The columns are `convention`, those of `Multiplier.statistics`, `rank` (of the error over the
-    operands of int8), `gemms` (int8 products that simulate it) and `path` ('gemm' or 'lookup', as
-    `prepare_inexact` takes it on `device` for weights on which the multiplier is not exact).
+    Columns: `convention`, those of `Multiplier.statistics`, `rank` (of the error over the operands
+    of int8), `gemms` (int8 products that simulate it), `path` (on `device`, for inexact weights).
     """
     device = require_device(device)
     rows = [

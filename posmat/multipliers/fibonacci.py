@@ -135,10 +135,8 @@ def best_scales(
     It is searched between the two beyond which it cannot lie, then around the best. Lastly it is
     refined: with the codes held fixed the best scale has a closed form.
 
-    Args:
-        magnitudes: float64 (rows, K), none of a row beyond 1; a row without any has the scale 1.
-        codes: integers that ascend from 0.
-        candidates: how many scales are tried over the whole range, and then around the best.
+    `magnitudes` are float64 (rows, K) in 0..1; a row of zeros has the scale 1. `codes` ascend from
+    0. `candidates` are how many scales are tried over the whole range, and then around the best.
     """
     # Sorted once, so that a candidate's error is look-ups of prefix sums at the few midpoints.
     ordered, codes = magnitudes.sort(1).values, codes.to(magnitudes)

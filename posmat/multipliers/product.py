@@ -102,9 +102,8 @@ def prepare_inexact(w: Tensor, multiplier: str | Multiplier, path: str = "auto")
     (see `LOOKUP_IN_GEMMS`).
 
     Raises:
-        TypeError: w is not int8.
-        ValueError: w is not a matrix or holds what the multiplier does not admit, there is no such
-            multiplier or path, or 'exact' is asked for weights on which it is not.
+        TypeError, ValueError: w is no matrix of int8, or not admitted by the multiplier; there is
+            no such multiplier or path; or 'exact' is asked for weights on which it is not.
     """
     return InexactWeight(w, find_multiplier(multiplier), path)
 

@@ -28,10 +28,7 @@ def multiplier_names() -> tuple[str, ...]:
 
 
 def find_multiplier(multiplier: str | Multiplier) -> Multiplier:
-    """The shipped multiplier of that name (a ValueError if there is none); a Multiplier as it is.
-
-    What is neither a name nor a Multiplier is a TypeError.
-    """
+    """The shipped multiplier of a name, or a ValueError; a Multiplier as is; else a TypeError."""
     if isinstance(multiplier, Multiplier):
         return multiplier
     if not isinstance(multiplier, str):

@@ -387,10 +387,7 @@ def _matrix(table: Any, convention: str, named: str) -> np.ndarray:
 
 
 def _refuse_misread(table: np.ndarray, convention: str, named: str) -> None:
-    """Refuse a table that would be four times nearer to the true products under another convention.
-
-    A convention is an order of the operands, and whether products have a sign.
-    """
+    """Refuse a table that is four times nearer to the true products in another order or sign."""
     if convention == "unsigned" and table.min() < 0:
         i, j = map(int, np.argwhere(table < 0)[0])
         raise ValueError(
