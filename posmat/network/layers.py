@@ -161,10 +161,9 @@ class InexactLayer(nn.Module):
         for start in range(0, max(1, len(x)), step):
             sums = self.sums(self.input_codes(x[start : start + step]), weights).movedim(1, -1)
             if y is None:  # laid out as x: the channels last, as they are in sums, or first
-                y = sums.new_empty((len(x), *sums.shape[1:]), dtype=x.dtype)
-                if x.stride(1) != 1:
-                    first = torch.contiguous_format
-                    y = torch.empty_like(y.movedim(-1, 1), memory_format=first).movedim(1, -1)
+                like = sums if x.stride(1) == 1 else sums.movedim(-1, 1)
+                y = x.new_empty((len(x), *like.shape[1:]))
+                y = y if like is sums else y.movedim(1, -1)
             scaled = torch.mul(sums, scale, out=y[start : start + step])
             if bias is not None:
                 scaled.add_(bias)
@@ -184,7 +183,8 @@ class InexactLayer(nn.Module):
 
     def _require(self, x: Tensor) -> None:
         channels, axis = self.weight.shape[1] * self.groups, self.weight.ndim - 1
-        if x.ndim < axis or x.ndim > axis + 1 > 2 or x.shape[-axis] != channels:
+        beyond = axis == 3 and x.ndim > 4  # a fully connected layer takes any number in front
+        if x.ndim < axis or beyond or x.shape[-axis] != channels:
             takes = self.takes.format(channels)
             raise ValueError(f"layer {self.name!r} takes {takes}, and got {tuple(x.shape)}.")
 
