@@ -1,4 +1,4 @@
-"""posmat: the positive matrix product, exact, timed and proved.
+"""posmat: the positive matrix product, compared with its reference, then timed.
 
 The rooms, each knowing only those above it:
 
@@ -41,6 +41,7 @@ _PUBLIC = {
     "measure.timing": "time_methods time_as_seed",
     "measure.summary": "summarize in_milliseconds clocks_side_by_side tell_ratio stands "
     "format_figures",
+    "measure.predictions": "Found found_ratio score_predictions show_predictions tell_predictions",
     "measure.intervals": "mean_difference bootstrap_difference",
     "measure.files": "read_rows read_all_rows",
     "measure.run": "start_run",

@@ -1,4 +1,4 @@
 """Callables -> rows -> tables -> files. From the first to the last file, `timing` being the idea:
 
-summary, timing, memory, roofline, sizes, files, run, seed.
+summary, predictions, timing, memory, roofline, sizes, files, run, seed.
 """

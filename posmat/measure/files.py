@@ -173,8 +173,10 @@ def is_read_by(own: str, machine: str) -> bool:
     return machine == own or machine not in (LOCAL, QUICK)
 
 
-def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
+def read_all_rows(own: str = LOCAL, root: Path | None = None, what: str = "") -> "pd.DataFrame":
     """The rows of every notebook of every machine, published and own, with their `stem`.
+
+    With `what`, those of its frames of that kind, "predictions", of which there may be none.
 
     Raises:
         RecordError: there is not one row, or a file cannot be read.
@@ -185,10 +187,12 @@ def read_all_rows(own: str = LOCAL, root: Path | None = None) -> "pd.DataFrame":
     root = root or (Path(asked) if asked else project_root()) or Path.cwd()
     frames = []
     for provenance in sorted((root / "data").glob("*/*/[!.]*.json")):  # macOS leaves ._ files
-        rows = provenance.with_suffix(".csv")
+        rows = provenance.with_suffix(f".{what}.csv" if what else ".csv")
         machine, device = provenance.parts[-3:-1]
         if rows.exists() and device != ALL_DEVICES and is_read_by(own, machine):
             frames.append(read_rows(rows).assign(stem=provenance.stem))
+    if what and not frames:
+        return pd.DataFrame()
     if not frames:
         raise RecordError(f"there are no rows below {root / 'data'}: run `posmat report` first.")
     return pd.concat(frames, ignore_index=True).convert_dtypes()

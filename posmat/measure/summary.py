@@ -2,7 +2,7 @@
 
 A ratio is paired: within a round the method's block is divided by the baseline's, and the median
 over the rounds is taken, so that a machine which slows down for a while slows both. The range over
-several fresh kernels is two to three times wider than the interval of one: the honest one to print.
+several fresh processes is two to three times wider than the interval of one: the one to print.
 """
 
 import numpy as np
@@ -14,8 +14,7 @@ FLOOR = "one-element call"  # the second: what calling and launching alone costs
 FEW_ROUNDS = 5  # fewer in a run, and a claim says how many there were
 _RESAMPLES = 2000
 # What two times must share before one is divided by the other or both go into one median.
-_SHARED = ["clock", "dtype", "batch_size", "out_features", "in_features", "threads", "machine"]
-_SHARED += ["device"]
+_SHARED = ["clock", "batch_size", "out_features", "in_features", "threads", "machine", "device"]
 _STATES = ("timed", "not available", "not supported", "wrong")  # from the best to the worst
 _NUMBERS = ["number", "seconds", "cpu_s", "first_s"]
 _NEEDED = ["run", "method", "state", "exact", "max_error", "device", "threads", "clock", "round"]
@@ -56,8 +55,8 @@ def summarize(
         `state` is the worst of the runs, and `runs` counts those that timed the method.
 
     Raises:
-        ValueError: the baseline is not among the methods, a timed row has no time above 0, or a
-            group mixes clocks, dtypes, sizes, threads, machines or devices.
+        ValueError: the baseline is not among the methods, a timed row has no time above 0, a group
+            mixes clocks, sizes, threads, machines or devices, or the rows of one method dtypes.
     """
     by = list(by or [])
     check_rows(rows)
@@ -75,10 +74,10 @@ def summarize(
     for key, group in groups:
         base = group[group["method"] == baseline]
         if len(base):
-            _refuse_mixture(group, by)
+            _refuse_mixture(group, by, _SHARED)
         for method, own in group.groupby("method", sort=False):
-            if base.empty:  # nothing is divided: methods of two dtypes may stand side by side
-                _refuse_mixture(own, by)
+            # Where nothing is divided, methods may differ in all of it; in dtype always.
+            _refuse_mixture(own, by, ["dtype"] if len(base) else [*_SHARED, "dtype"])
             # Of the control the ratio is its own, to the same method timed once, always.
             once = method.removesuffix(AGAIN)
             over = base if once == method else group[group["method"] == once]
@@ -106,9 +105,9 @@ def check_rows(rows: pd.DataFrame) -> None:
         )
 
 
-def _refuse_mixture(rows: pd.DataFrame, by: list[str]) -> None:
-    """Refuse rows of more than one clock, dtype, size ... as one group."""
-    for name in _SHARED:
+def _refuse_mixture(rows: pd.DataFrame, by: list[str], shared: list[str]) -> None:
+    """Refuse rows of more than one clock, size ... as one group."""
+    for name in shared:
         if name in rows and rows[name].nunique() > 1:
             found = ", ".join(map(str, rows[name].dropna().unique()))
             raise ValueError(
@@ -156,7 +155,7 @@ def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
     rounds, runs = int(min(line["rounds"], rounds)), line["runs"]
     few = rounds < FEW_ROUNDS * runs
     if runs > 1:
-        spread = f"{low} to {high} over {runs} fresh kernels"
+        spread = f"{low} to {high} over {runs} fresh processes"
         spread += f", {rounds} rounds in all" if few else ""
     else:
         spread = f"95 % interval {low} to {high} in one run"
@@ -174,13 +173,15 @@ def stands(table: pd.DataFrame, method: str | tuple) -> bool:
     line = table.loc[method]
     if pd.isna(line["ratio"]):
         return False
-    own = _group_of(table, method)
-    floor = 0.0
-    for control in (name for name in own.index if name.endswith(AGAIN)):
-        ends = own.loc[control, ["ratio_low", "ratio_high"]]
-        if ends.notna().all():
-            floor = max(abs(end - 1) for end in ends)
+    floor = noise_of(table, method)
     return bool(line["ratio_low"] > 1 + floor or line["ratio_high"] < 1 / (1 + floor))
+
+
+def noise_of(table: pd.DataFrame, method: str | tuple) -> float:
+    """How far the control of a method's group strays from 1 at its worst; 0 without a control."""
+    own = _group_of(table, method)
+    ends = own.loc[[name.endswith(AGAIN) for name in own.index], ["ratio_low", "ratio_high"]]
+    return max((abs(float(end) - 1) for end in ends.to_numpy().flat if pd.notna(end)), default=0.0)
 
 
 def _group_of(table: pd.DataFrame, method: str | tuple) -> pd.DataFrame:

@@ -95,7 +95,8 @@ def time_methods(
             or "graph" (replay of a captured graph, hot cache), each the median over `number` calls
             or replays. None: all that the device has, one after the other, sharing the seconds.
         timer, cpu_timer: clocks, in seconds; they are replaced in tests.
-        tags: a column each, with one value for all rows: machine, device, dtype, batch_size ...
+        tags: a column each, with one value for all rows, machine, device, batch_size ..., or with a
+            mapping that has one for each method: dtype, of the operands, may differ so.
 
     Returns:
         One row per timed block, and one for each method that was not timed, with its `state`:
@@ -206,7 +207,14 @@ def time_as_seed(
 
 def _frame(rows: list[dict], tags: dict) -> pd.DataFrame:
     """Rows with their tags, the columns that all rows have first."""
+    tags = dict(tags)
     extra = [name for name in tags if name not in COLUMNS]
+    each = {name: tags.pop(name) for name in [*tags] if isinstance(tags[name], Mapping)}
+    dtyped = "dtype" in tags or "dtype" in each
+    for row in rows:  # a control is of the method that it repeats
+        own = row["method"].removesuffix(AGAIN)
+        row |= {name: values.get(own) for name, values in each.items()}
+        row |= {"dtype": "float32"} if dtyped and own == FLOOR else {}
     frame = pd.DataFrame([tags | row for row in rows])
     return frame.reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help`
 
 SUMMARY = "11_summary"  # the notebook whose rows are made of all rows
 # Columns that may set groups of rows apart, each group with its own baseline.
-_GROUPS = ("dtype", "batch_size", "out_features", "in_features", "threads", "clock", "cache")
+_GROUPS = ("batch_size", "out_features", "in_features", "threads", "clock", "cache")
 
 # What a file must be: all of it, or of a picture that is not drawn now what it must carry.
 Files = dict[Path, bytes | tuple[bytes, ...]]

@@ -44,7 +44,7 @@ def test_several_runs_give_the_range_over_them():
     runs = [rows_of({"a": [1.0] * 5, "b": [b] * 5}, run) for run, b in enumerate((2, 5, 3))]
     table = summarize(pd.concat(runs), "a")
     assert table.loc["b", ["ratio", "ratio_low", "ratio_high", "runs"]].tolist() == [3, 2, 5, 3]
-    assert "2.00 to 5.00 over 3 fresh kernels" in tell_ratio(table, "b")
+    assert "2.00 to 5.00 over 3 fresh processes" in tell_ratio(table, "b")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_several_runs_give_the_range_over_them():
         (5, 1, "95 % interval 2.00 to 2.00 in one run)"),
         (4, 1, "95 % interval 2.00 to 2.00 in one run of 4 rounds)"),
         (1, 1, "95 % interval 2.00 to 2.00 in one run of 1 round)"),
-        (5, 3, "2.00 to 2.00 over 3 fresh kernels)"),
-        (4, 3, "2.00 to 2.00 over 3 fresh kernels, 12 rounds in all)"),
+        (5, 3, "2.00 to 2.00 over 3 fresh processes)"),
+        (4, 3, "2.00 to 2.00 over 3 fresh processes, 12 rounds in all)"),
     ],
 )
 def test_a_claim_from_few_rounds_says_so(rounds, runs, told):

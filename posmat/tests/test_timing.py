@@ -454,3 +454,16 @@ def test_three_clocks_share_the_seconds_and_the_gpu_is_looked_at_while_it_works(
     met = rows.groupby("clock", sort=False)["round"].count()
     assert met.index.tolist() == ["host", "event", "graph"] and met.between(15, 19).all()
     assert timing.GPU_STATES == [{"sm_clock_mhz": 1980.0, "of": "0a1b"}]
+
+
+def test_every_row_says_the_dtype_of_its_own_operands():
+    x = torch.ones(4, dtype=torch.int8)
+    methods = {"float": lambda: x.float() + 1, "int": lambda: x + 1}
+    dtypes = {"float": "float32", "int": "int8"}
+    rows = time_methods(methods, reference=x + 1, baseline="float", rounds=2, dtype=dtypes)
+    said = rows.groupby("method")["dtype"].first().to_dict()
+    assert said == dtypes | {"float (again)": "float32", FLOOR: "float32"}
+    assert summarize(rows).loc["int", "ratio"] > 0  # methods may differ in dtype, rows of one not
+    rows.loc[rows["method"] == "int", "dtype"] = ["int8", "float32"]
+    with pytest.raises(ValueError, match="several values of dtype"):
+        summarize(rows)
