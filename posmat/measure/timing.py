@@ -207,14 +207,12 @@ def time_as_seed(
 
 def _frame(rows: list[dict], tags: dict) -> pd.DataFrame:
     """Rows with their tags, the columns that all rows have first."""
-    tags = dict(tags)
+    each = {name: values for name, values in tags.items() if isinstance(values, Mapping)}
     extra = [name for name in tags if name not in COLUMNS]
-    each = {name: tags.pop(name) for name in [*tags] if isinstance(tags[name], Mapping)}
-    dtyped = "dtype" in tags or "dtype" in each
     for row in rows:  # a control is of the method that it repeats
         own = row["method"].removesuffix(AGAIN)
-        row |= {name: values.get(own) for name, values in each.items()}
-        row |= {"dtype": "float32"} if dtyped and own == FLOOR else {}
+        row.update({name: values.get(own) for name, values in each.items()})
+        row.update({"dtype": "float32"} if own == FLOOR and "dtype" in tags else {})
     frame = pd.DataFrame([tags | row for row in rows])
     return frame.reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
 
