@@ -53,27 +53,31 @@ def rankings(rows: pd.DataFrame, seed: pd.DataFrame) -> pd.DataFrame:
     """Each pair of forms within a section of the seed: which was faster then, and now, and where.
 
     Returns:
-        One line per section, pair, machine and device: `faster` and `slower` as in 2020, the ratio
-        slower / faster then and now, and a verdict: 'order kept', 'order reversed', 'not told
-        apart' or 'cannot be made' where one of the two is not timed there. `same device` says
-        whether 2020 used a device of this kind, `sound then` whether both its clocks waited for it.
+        One line per section, pair, machine and device: `faster in 2020` and `slower`, the ratio
+        slower / faster then, now, and now by `the seed's way` of timing (its wall time, the median
+        over runs), and the `order` by the ratio now: 'order kept', 'order reversed', 'no difference
+        beyond the noise', or 'not both timed'. `same device` says whether 2020 used a device of
+        this kind, `sound in 2020` whether both its times are of several calls, by a clock that
+        waited for the device.
     """
     lines = []
-    rows = _default_runs(rows[rows["clock"] == "host"])
+    rows = _default_runs(rows)
     same = ["notebook", "dtype", *SIZES.values()]
     for section, own in seed.groupby("section"):
         for pair in combinations(own.to_dict("records"), 2):
             fast, slow = sorted(pair, key=lambda line: line["milliseconds"])
             here = rows[(rows[same] == pd.Series(fast)[same]).all(axis=1)]
+            sound = all(form["synchronised"] != "no" and form["calls"] > 1 for form in pair)
+            then = format_figures(slow["milliseconds"] / fast["milliseconds"])
             for (machine, device), group in here.groupby(["machine", "device"], sort=False):
-                verdict, now = _verdict(group, fast["method"], slow["method"])
-                ratio = format_figures(slow["milliseconds"] / fast["milliseconds"])
-                sound = "no" not in (fast["synchronised"], slow["synchronised"])
+                order, now = _order(group[group["clock"] == "host"], fast["method"], slow["method"])
+                loops = group[group["clock"] == "seed (wall)"].groupby("method")["seconds"].median()
+                again = loops.get(slow["method"], pd.NA) / loops.get(fast["method"], pd.NA)
                 of_a_kind = device == fast["device"] == slow["device"]
-                line = (section, fast["method"], slow["method"], ratio, sound, machine, device)
-                lines.append((*line, of_a_kind, now, verdict))
-    columns = ["section", "faster in 2020", "slower", "ratio then", "sound then", "machine"]
-    columns += ["device", "same device", "ratio now", "verdict"]
+                line = (section, fast["method"], slow["method"], then, sound, machine, device)
+                lines.append((*line, of_a_kind, now, format_figures(again), order))
+    columns = ["section", "faster in 2020", "slower", "ratio then", "sound in 2020", "machine"]
+    columns += ["device", "same device", "ratio now", "the seed's way", "order"]
     return pd.DataFrame(lines, columns=columns).set_index("section")
 
 
@@ -86,13 +90,13 @@ def _default_runs(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[length == length.groupby(of_one, dropna=False).transform("min")]
 
 
-def _verdict(group: pd.DataFrame, fast: str, slow: str) -> tuple[str, str]:
+def _order(group: pd.DataFrame, fast: str, slow: str) -> tuple[str, str]:
     """Whether the order of 2020 holds, as far as the noise of the rows lets us say."""
     states = group.groupby("method")["state"].first()
     if not {fast, slow} <= set(states[states == "timed"].index):
-        return "cannot be made", ""
+        return "not both timed", ""
     table = summarize(group, baseline=fast)
     now = format_figures(table.loc[slow, "ratio"])
     if not stands(table, slow):
-        return "not told apart", now
+        return "no difference beyond the noise", now
     return ("order kept" if table.loc[slow, "ratio"] > 1 else "order reversed"), now

@@ -46,18 +46,20 @@ def test_then_and_now_joins_by_method_dtype_and_size():
 
 def test_rankings_are_told_by_paired_ratios_and_their_noise():
     lines = rankings(rows_of(TODAY), read_seed())
-    assert lines[["faster in 2020", "slower", "verdict"]].to_numpy().tolist() == [
+    assert lines[["faster in 2020", "slower", "order"]].to_numpy().tolist() == [
         ["nn.Linear", "W @ view (the seed's)", "order reversed"],
         ["nn.Linear", "element-wise, whole", "order kept"],
         ["W @ view (the seed's)", "element-wise, whole", "order kept"],
     ]
     close = TODAY | {"W @ view (the seed's)": [0.00405] * 5}
-    assert rankings(rows_of(close), read_seed())["verdict"].iloc[0] == "not told apart"
+    assert (
+        rankings(rows_of(close), read_seed())["order"].iloc[0] == "no difference beyond the noise"
+    )
     rows = rows_of(TODAY)
     missing = rows["method"] == "element-wise, whole"
     rows.loc[missing, ["state", "seconds"]] = ["not supported", pd.NA]
-    verdicts = rankings(rows, read_seed())["verdict"].tolist()
-    assert verdicts == ["order reversed", "cannot be made", "cannot be made"]
+    orders = rankings(rows, read_seed())["order"].tolist()
+    assert orders == ["order reversed", "not both timed", "not both timed"]
 
 
 def test_a_ranking_says_on_which_devices_and_by_which_clocks_it_was_made():
@@ -66,8 +68,19 @@ def test_a_ranking_says_on_which_devices_and_by_which_clocks_it_was_made():
     assert not lines.get_group("cpu")["same device"].any()  # the seed's third section was on CUDA
     cuda = lines.get_group("cuda").set_index("faster in 2020")
     assert cuda["same device"].all()
-    # The seed waited for the device in two of its three forms.
-    assert cuda["sound then"].to_dict() == {"nn.Linear": False, "W @ view (the seed's)": True}
+    # The seed waited for the device in two of its three forms, and called them a hundred times.
+    assert cuda["sound in 2020"].to_dict() == {"nn.Linear": False, "W @ view (the seed's)": True}
+    single = {"W @ x": [1.0] * 5, "W * x": [2.0] * 5, "W @ x" + AGAIN: [1.0] * 5}
+    facts = {"notebook": "01_matvec_vs_elementwise", "dtype": "int8", "batch_size": 1}
+    assert rankings(rows_of(single, **facts), read_seed())["sound in 2020"].tolist() == [False]
+
+
+def test_beside_a_ranking_stands_what_the_seeds_own_way_of_timing_says_today():
+    loops = rows_of({"nn.Linear": [1.0, 3.0, 2.0], "W @ view (the seed's)": [8.0]})
+    rows = pd.concat([rows_of(TODAY), loops.assign(clock="seed (wall)")], ignore_index=True)
+    lines = rankings(rows, read_seed())
+    assert lines["the seed's way"].tolist() == ["4.00", "", ""]
+    assert lines["order"].equals(rankings(rows_of(TODAY), read_seed())["order"])
 
 
 def test_a_variant_is_neither_pooled_with_the_default_run_nor_paired_with_it():
