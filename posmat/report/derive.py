@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from posmat.measure.files import LOCAL, QUICK, RecordError, make_folder, replacing, rows_digest
 from posmat.report.freshness import hash_of_all_rows
-from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings, name_in
+from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings, in_detail, name_in
 
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -120,7 +120,12 @@ def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, sai
     # Rows that were made of rows name none, and a frame may not: there provenance does.
     facts = drawing.run.facts
     known = facts["device"].get("gpu") or facts["host"].get("processor")
-    said[drawing] = Said(*words, digest, [*processors] or [str(known)] * bool(known), numbers)
+    names = [*processors] or [str(known)] * bool(known)
+    caption, alt = words
+    if names and drawing.run.device == "cpu" and (more := in_detail(facts["host"])):
+        caption += f" {names[0]}: {more}." * (names[0] in caption)
+        names[0] += f"; {more}"
+    said[drawing] = Said(caption, alt, digest, names, numbers)
     return {drawing.picture(kind): content for kind, content in written.items()}
 
 
