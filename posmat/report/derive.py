@@ -1,6 +1,6 @@
 """All that is made of rows, as {path: bytes}: `posmat draw` writes it, `posmat check` compares it.
 
-No kernel and no torch: whoever has the rows has the figures, those of a GPU too. A file that does
+No notebook and no torch: whoever has the rows has the figures, those of a GPU too. A file that does
 not hold is told in one sentence, and of everything else the rest is made.
 """
 

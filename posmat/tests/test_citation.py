@@ -27,6 +27,11 @@ def test_citation_cff_holds_to_the_published_schema_and_says_our_version():
         assert not validator.is_valid(facts | wrong), wrong
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert facts["version"] == version[1]
+    # The page of the gallery and the data's description name the seed, too.
+    seed, work = facts["references"]
+    for path in ("data/README.md", "posmat/report/templates/lead.txt"):
+        text = (ROOT / path).read_text()
+        assert seed["repository-code"] in text and f"https://doi.org/{work['doi']}" in text
 
 
 def test_the_software_is_cited_from_citation_cff(tmp_path):
