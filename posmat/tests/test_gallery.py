@@ -102,15 +102,28 @@ def test_own_runs_stand_beside_the_published_and_not_among_them(project):
 def test_machines_and_versions_are_shown_where_provenance_has_them(blank_pictures, tmp_path):
     root = make_project(tmp_path, MACHINES[1:])
     (root / "README.md").unlink()  # it shows a picture of the other machine
-    (path,) = (root / "data/beta/cuda").glob("05_*.json")
-    facts = json.loads(path.read_text())
-    facts["device"] |= {"driver": "570.86.15", "onednn": "3.7.1", "cuda": "13.0"}
+    host = {
+        "host_identity": "beta",
+        "processor": "A Host",
+        "memory_bytes": 2**33,
+    }  # of older sources
+    for path in sorted((root / "data/beta/cuda").glob("*.json")):
+        facts = json.loads(path.read_text()) | {"host": host}
+        path.write_text(json.dumps(facts))
+    facts["host"] = host | {"family": "25"}
+    facts["device"] |= {"driver": "570.86.15", "onednn": "3.7.1", "cuda": "13.0", "gpu": "GPU"}
     facts["libraries"] = {"numpy": "2.4.6", "pandas": "not installed"}
     path.write_text(json.dumps(facts))
     assert not redraw(root)[1]
     for page in ("index.html", "README.md"):
-        text = (root / "reports" / page).read_text()
-        for word in ("beta · cuda", "PyTorch 2.13.0", "2026-11-01", "GiB"):
+        text = re.sub("</?td>", " ", (root / "reports" / page).read_text())
+        for word in (
+            "beta · cuda",
+            "PyTorch 2.13.0",
+            "2026-11-01",
+            " 8 GiB ",
+            " A Host; family 25 ",
+        ):
             assert word in text
         assert "CUDA 13.0, driver 570.86.15, oneDNN 3.7.1, numpy 2.4.6" in text
         assert "not installed" not in text
