@@ -117,13 +117,8 @@ def test_machines_and_versions_are_shown_where_provenance_has_them(blank_picture
     assert not redraw(root)[1]
     for page in ("index.html", "README.md"):
         text = re.sub("</?td>", " ", (root / "reports" / page).read_text())
-        for word in (
-            "beta · cuda",
-            "PyTorch 2.13.0",
-            "2026-11-01",
-            " 8 GiB ",
-            " A Host; family 25 ",
-        ):
+        words = ("beta · cuda", "PyTorch 2.13.0", "2026-11-01", " 8 GiB ", " A Host; family 25 ")
+        for word in words:
             assert word in text
         assert "CUDA 13.0, driver 570.86.15, oneDNN 3.7.1, numpy 2.4.6" in text
         assert "not installed" not in text
