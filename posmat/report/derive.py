@@ -121,11 +121,9 @@ def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, sai
     facts = drawing.run.facts
     known = facts["device"].get("gpu") or facts["host"].get("processor")
     names = [*processors] or [str(known)] * bool(known)
-    caption, alt = words
     if names and drawing.run.device == "cpu" and (more := in_detail(facts["host"])):
-        caption += f" {names[0]}: {more}." * (names[0] in caption)
         names[0] += f"; {more}"
-    said[drawing] = Said(caption, alt, digest, names, numbers)
+    said[drawing] = Said(*words, digest, names, numbers)
     return {drawing.picture(kind): content for kind, content in written.items()}
 
 
