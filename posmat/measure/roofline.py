@@ -40,10 +40,10 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
-        (10⁹ multiply-accumulates per second), `intensity` (operations per byte), the least time by each
-        limit (`launch_s`, `memory_s`; `compute_s`, of all GEMMs, blank without a peak), `bound`
-        (the one that asks for most: launch, memory or compute; unexplained, where that is less than
-        half of the time) and `share`, what it explains of the time.
+        (10⁹ multiply-accumulates per second), `intensity` (operations per byte), the least time by
+        each limit (`launch_s`, `memory_s`; `compute_s`, of all GEMMs, blank without a peak),
+        `bound` (the one that asks for most: launch, memory or compute; unexplained, where that is
+        less than half of the time) and `share`, what it explains of the time.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
