@@ -161,7 +161,7 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     if not (table["path"] == "gemm").any():
         return f"No multiplier has a time over that of {baseline} on {where}."
     control = style.words_of_control(table, "square at 1")
-    levels = " Level lines are the table look-ups, which take as long whatever the table."
+    levels = " Level lines are look-ups in the table, as many whatever its rank."
     return (
         f"The time of a layer under an inexact multiplier, over that of {baseline}, one GEMM, "
         f"against how many of them it takes, both axes logarithmic, on {where}. Names stand above "

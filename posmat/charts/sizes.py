@@ -52,7 +52,7 @@ def scaling(rows: pd.DataFrame, title: str) -> Chart:
             axes.set(xscale="log", yscale="log", xlabel=f"{letter}, {name}", ylabel=label)
             first, last = np.log10(axes.get_xlim())  # two or three of the powers of ten have room
             first, last = int(np.ceil(first)), int(np.floor(last))
-            axes.set_xticks(10.0 ** np.arange(first, last + 1, np.ceil(0.6 * (last - first) or 1)))
+            axes.set_xticks(10.0 ** np.arange(first, last + 1, np.ceil(0.5 * (last - first) or 1)))
             style.plain_numbers(axes.xaxis)
             style.plain_numbers(axes.yaxis)
             axes.grid(which="major")

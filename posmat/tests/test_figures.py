@@ -102,6 +102,38 @@ def test_a_method_whose_numbers_are_wrong_is_marked_so(rows):
     assert not hollow(figure.axes[0]) and "wrong" not in figure.caption + figure.alt
 
 
+def test_operands_of_two_dtypes_are_both_named_but_not_that_of_a_call_alone(rows):
+    rows["dtype"] = rows["method"].map({"by hand": "int8", FLOOR: "float64"}).fillna("float32")
+    rows = rows.assign(part="formulations")
+    figure = draw_figure("gemm-speedup", rows)
+    assert "PyTorch 2.0), int8 and float32 operands, batch_size=8" in figure.caption
+    (where,) = (text for text in texts_of(figure.axes[0]) if "M = 8" in text)
+    assert "A, cpu · int8 and float32 · 1 thread" in where
+    figure = draw_figure("linear-vs-manual", rows[rows["method"] != "by hand"])
+    assert ", float32 operands" in figure.caption
+
+
+def test_a_range_is_told_as_an_interval_from_five_processes(rows):
+    runs = [rows.assign(run=run, part="formulations") for run in range(6)]
+    for number, words in {
+        4: "",
+        5: ", a 94 % interval for the median process",
+        6: ", a 97 %",
+    }.items():
+        said = draw_figure("gemm-speedup", pd.concat(runs[:number])).caption
+        assert f"the range over {number} fresh processes{words}" in said
+        assert ("interval for the median" in said) == bool(words)
+
+
+def test_lines_are_sorted_by_time_between_the_baseline_and_the_controls(rows):
+    faster = rows[rows["method"] == "by hand"].assign(method="faster")
+    near = rows["method"] == FLOOR
+    rows.loc[near, "seconds"] = rows.loc[near, "seconds"] * 4000
+    faster["seconds"] = faster["seconds"] / 1000
+    said = texts_of(draw_figure("magnitude", pd.concat([rows, faster])).axes[0])
+    assert said[:-1:2] == ["layer", "faster", "by hand", "gone", "layer" + AGAIN, FLOOR]
+
+
 def texts_of(axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
