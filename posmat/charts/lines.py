@@ -54,7 +54,7 @@ def caption_of_times(question: str, rows: pd.DataFrame) -> str:
     return (
         f"{question} Time per call on {style.measured_on(rows)}. Faint dots are blocks of calls "
         f"({style.words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
-        " The baseline is first, then from the fastest to the slowest."
+        " Below the baseline, methods stand from the fastest to the slowest."
         f"{style.words_of_wrong(table)}"
     )
 
@@ -92,9 +92,9 @@ def caption_speedup(rows: pd.DataFrame) -> str:
     if shown.empty:
         return f"No speedup: {baseline} has no time on {where}."
     return (
-        f"How sure the ratios of gemm-formulations are, from the same rows: speedup over {baseline}"
-        f" on {where}. Dots are medians of the ratios within a round, turned over; lines and "
-        f"brackets are {style.words_of_whiskers(shown)}."
+        "How sure the ratios of the figure gemm-formulations are, from the same rows: speedup over "
+        f"{baseline} on {where}. Dots are medians of the ratios within a round, turned over; lines "
+        f"and brackets are {style.words_of_whiskers(shown)}."
         f"{style.words_of_control(shown, 'diamond')}{style.words_of_wrong(shown)}"
     )
 
@@ -147,6 +147,6 @@ def caption_then_and_now(rows: pd.DataFrame) -> str:
         "Time per call of the forms that the 2020 notebook timed: what it printed (2020; other "
         "hardware, which it does not name), and the medians of today, warm and synchronised, on "
         f"{'; '.join(places) or 'no machine yet'}, with the quartiles as lines. Round marks are "
-        f"CPUs, square ones GPUs.{hollow if rows['hollow'].any() else ''} Between a round and a "
-        "square mark of one line stand, beside the years, two kinds of device."
+        f"CPUs, square ones GPUs.{hollow if rows['hollow'].any() else ''} A round and a square "
+        "mark of one line differ in the kind of device, and not in the year alone."
     )

@@ -165,7 +165,8 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     return (
         f"The time of a layer under an inexact multiplier, over that of {baseline}, one GEMM, "
         f"against how many of them it takes, both axes logarithmic, on {where}. Names stand above "
-        f"their marks; upright lines are {style.words_of_whiskers(table)}.{control}"
+        "their marks. A random table maps its inputs by look-ups, a single column as two. "
+        f"Upright lines are {style.words_of_whiskers(table)}.{control}"
         f"{levels if table['kind'].isin([_LOOKUPS, _COMPILED]).any() else ''} The dotted line is "
         f"what the GEMMs alone would take.{style.words_of_wrong(table)}"
     )

@@ -125,18 +125,16 @@ def measured_on(rows: pd.DataFrame) -> str:
 
 
 def subtitle(axes: Axes, rows: pd.DataFrame, more: str = "") -> None:
-    """Put the same over a chart, in two lines if it is long."""
+    """Put the same over a chart, in several lines if it is long."""
     first = rows.iloc[0]
-    processor = re.sub(r"\(R\)|\(TM\)| Processor", "", first["processor"])  # it must fit a column
-    where = [
-        f"{processor}, {first['device']}",
-        dtypes_of(rows),
-        counted(first["threads"], "thread"),
-    ]
+    processor = re.sub(r"\(R\)|\(TM\)| Processor| CPU @.*", "", first["processor"])
+    where = f"{dtypes_of(rows)} · {counted(first['threads'], 'thread')}"
     sizes = {"M": "batch_size", "N": "out_features", "K": "in_features"}
-    sizes = [f"{letter} = {first[name]:,}" for letter, name in sizes.items()]
-    line = " · ".join([*where, *sizes]) + more
-    line = line if len(line) <= 72 else line.replace(" · M", "\nM", 1)
+    sizes = " · ".join(f"{letter} = {first[name]:,}" for letter, name in sizes.items()) + more
+    line = f"{processor}, {first['device']}"
+    for part in (where, sizes):  # as few lines as fit a column
+        long = len(line.split("\n")[-1]) + len(part) > 68
+        line += ("\n" if long else " · ") + part
     axes.set_title("\n" * line.count("\n") + " ", fontsize=6.5)  # room, but only upwards
     axes.annotate(
         line, (0.01, 1), (0, 6), ("figure fraction", axes.transAxes), "offset points",

@@ -255,8 +255,11 @@ def assert_fits_a_column(figure) -> None:
 
 
 def test_a_figure_without_published_rows_fits_a_column_too():
-    network = make_rows({"float32 network": 0.4, "or_pairs, int8": 0.7}, *MACHINES[0])
-    assert_fits_a_column(draw_figure("network-times", network))
+    times = {"float32 network": 0.4, "or_pairs, int8": 0.7}
+    for name in ("A Processor", "AMD Ryzen 9 7940HS w/ Radeon 780M Graphics"):
+        network = make_rows(times, "alpha", "cpu", name, threads=16)
+        network.loc[network["method"] == "float32 network", "dtype"] = "float32"
+        assert_fits_a_column(draw_figure("network-times", network))
     lines = product(("exact", "cut"), ("int8", "Fibonacci"), ("not retrained", "retrained"), "012")
     accuracy = pd.DataFrame(lines, columns=["multiplier", "weights", "training", "seed"])
     accuracy["accuracy"] = np.linspace(0.2, 0.9, len(accuracy))
@@ -283,6 +286,7 @@ def test_random_tables_stand_in_one_chart_and_not_in_the_other():
     facts = {
         "torch._int_mm": (1e-3, None, None),
         "or_pairs": (3e-3, "gemm", 2),
+        "kulkarni": (3.5e-3, "gemm", 2),
         "random table, rank 4": (8e-3, "gemm", 5),
         "look-up": (0.2, "lookup", None),
     }
@@ -293,5 +297,7 @@ def test_random_tables_stand_in_one_chart_and_not_in_the_other():
     times = [text.get_text() for text in draw_figure("inexact-multipliers", rows).axes[0].texts]
     assert "or_pairs" in times and not any("random" in text for text in times)
     axes = draw_figure("cost-against-rank", rows).axes[0]
+    assert "or_pairs\nkulkarni" in texts_of(axes)  # one mark's names, or of two side by side
+    assert axes.get_xlabel() == "int8 GEMMs, 1 + rank of a random table"
     found = {tuple(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "None"}
-    assert found == {(1.0,), (2.0,), (5.0,)}  # the first is the control's
+    assert found == {(1.0,), (2.0, 2.0), (5.0,)}  # the first is the control's
