@@ -339,9 +339,9 @@ def looks_of(kinds: list[str], apart: float) -> tuple[dict[str, tuple[str, str]]
 def plain_log_ticks(axis: Axis, values: pd.Series) -> None:
     """Ticks written as plain numbers, at more than the powers of ten where the range is short."""
     decades = np.log10(values.max() / values.min()) if len(values) else 1
-    few = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])  # in half a decade 1, 2, 5 leave one or none
-    subs = (1, 2, 3, 5, 7) if decades < 1.1 else (1, 2, 5) if decades < 2.6 else (1,)
-    axis.set_major_locator(few if decades < 0.7 else LogLocator(subs=subs))
+    few = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])  # where these would leave one or none
+    subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.1 else (1, 2, 5) if decades < 2.6 else (1,)
+    axis.set_major_locator(few if decades < 0.4 else LogLocator(subs=subs))
     plain_numbers(axis)
 
 
