@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 
 import posmat as pm
 from posmat.measure.roofline import COPY, FLOAT32_LAYER, FLOAT32_PEAK, INT8_PEAK, UINT8_PEAK
@@ -192,16 +193,17 @@ def test_a_time_of_which_no_limit_is_half_is_unexplained(rows):
 @pytest.mark.parametrize("figure_id", ["scaling", "roofline"])
 def test_the_figures_name_every_method_and_no_control(rows, figure_id):
     figure = pm.draw_figure(figure_id, rows)
-    texts = {text.get_text() for axes in figure.axes for text in axes.texts}
+    texts = {text.get_text() for text in figure.findobj(Text)}
     assert {FLOAT32_LAYER, "int8_product"} <= texts and FLOAT32_LAYER + AGAIN not in texts
+    assert any(text.endswith(", one of the three varied at a time") for text in texts)
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in figure.axes)
     assert "A Processor" in figure.caption
     if figure_id == "roofline":
-        assert {"int8 peak, 1,600", "float32 peak, 200"} <= texts
+        assert {"8-bit\n1,600", "float32\n200", "rate [GOP/s]"} <= texts
         rows = rows[~rows["method"].isin([INT8_PEAK, "int8_product"])]
         assert pm.measured_roofs(rows).int8_gmacs is None
         texts = {text.get_text() for text in pm.draw_figure("roofline", rows).axes[0].texts}
-        assert not any(text.startswith("int8 peak") for text in texts)
+        assert "float32\n200" in texts and not any(text.startswith("8-bit") for text in texts)
 
 
 def test_the_roof_of_magnitudes_where_int8_by_int8_is_refused(rows):
