@@ -275,5 +275,7 @@ def format_figures(value: float | None, figures: int = 3) -> str:
     value = float(value)
     if value == 0 or not np.isfinite(value):
         return f"{value:g}"
-    places = figures - 1 - int(np.floor(np.log10(abs(value))))
-    return f"{round(value, places):,.{max(places, 0)}f}"
+    for _ in range(2):  # 0.9996 becomes 1.00, which has a place less
+        places = figures - 1 - int(np.floor(np.log10(abs(value))))
+        value = round(value, places)
+    return f"{value:,.{max(places, 0)}f}"

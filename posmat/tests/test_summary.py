@@ -206,4 +206,5 @@ def test_bad_rows_are_refused():
 def test_three_figures():
     told = ["0.000736", "43.9", "3,280", "1.00", "0", ""]
     assert [*map(pm.format_figures, [0.000736, 43.87, 3284.0, 1.0, 0.0, None])] == told
+    assert [*map(pm.format_figures, [0.9996, 9.996, 999.6])] == ["1.00", "10.0", "1,000"]
     assert [*map(pm.format_figures, [3284, np.int64(-12345), 0])] == ["3,284", "-12,345", "0"]
