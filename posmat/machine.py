@@ -21,12 +21,14 @@ import psutil
 if TYPE_CHECKING:
     import torch
 
-JOB_VARIABLE = "POSMAT_JOB"  # what the driver tells a kernel: machine, run, stem, folders
+JOB_VARIABLE = "POSMAT_JOB"  # what the driver tells a process: machine, run, stem, folders
 NOT_GIVEN = "not given by the system"
 LEAST_CLOCK_SHARE = 0.75  # of a GPU's highest SM clock; below it times are not those of the card
 
 # Settings that change what a matrix product costs without showing in any argument.
 _MATTERS = re.compile("(OMP|MKL|KMP|GOMP|ONEDNN|DNNL|CUDA|CUBLAS|PYTORCH)_").match
+# Instruction sets that decide how fast int8 numbers are multiplied, as Linux names them.
+_FOR_INT8 = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 # Not torch, whose version stands in every row.
 _LIBRARIES = ("numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "papermill")
 _OF_THE_GPU = {  # our name, with its unit, and that of nvidia-smi
@@ -39,7 +41,7 @@ _OF_THE_GPU = {  # our name, with its unit, and that of nvidia-smi
 
 
 def job_order() -> dict:
-    """What the driver told this kernel; nothing where there is none."""
+    """What the driver told this process; nothing where there is none."""
     return json.loads(os.environ.get(JOB_VARIABLE, "{}"))
 
 
@@ -72,6 +74,7 @@ def describe_host() -> dict:
     return {
         "host_identity": host_identity(),
         "processor": processor_name(),
+        **describe_processor(),
         "cores": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
@@ -79,6 +82,35 @@ def describe_host() -> dict:
         "governor": governor or NOT_GIVEN,
         "load_1min": round(psutil.getloadavg()[0], 2),
         "variables": {name: os.environ[name] for name in filter(_MATTERS, sorted(os.environ))},
+    }
+
+
+def describe_processor() -> dict:
+    """What a paper asks of a processor beyond its name, as far as the system tells it."""
+    lines = [line.partition(":") for line in _read("/proc/cpuinfo").split("\n\n")[0].splitlines()]
+    told = {name.strip(): value.strip() for name, _, value in lines}
+    flags = (told.get("flags") or told.get("Features", "")).split()  # x86, Arm
+    of_model = {"family": "cpu family", "model": "model", "stepping": "stepping"}  # x86
+    of_model |= {"implementer": "CPU implementer", "part": "CPU part"}  # Arm
+    vendor = _read("/sys/class/dmi/id/sys_vendor").strip()
+    clock = None
+    with suppress(Exception):  # psutil knows no clock of some systems, and says so in many ways
+        clock = psutil.cpu_freq()
+    caches = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (_read(folder / one).strip() for one in ("level", "type", "size"))
+        if kind in ("Data", "Unified") and size.endswith("K"):
+            caches[f"L{level}" + "d" * (kind == "Data")] = int(size[:-1])
+    virtual = "no" if "cpu family" in told else NOT_GIVEN  # Arm has no such flag
+    if "hypervisor" in flags:
+        virtual = f"yes, {vendor}" if vendor else "yes"
+    return {
+        **{name: told[key] for name, key in of_model.items() if key in told},
+        "clock_mhz": round(clock.current) if clock and clock.current else NOT_GIVEN,
+        "clock_max_mhz": round(clock.max) if clock and clock.max else NOT_GIVEN,
+        "caches_kib": caches,
+        "instructions": [one for one in _FOR_INT8 if one in flags],
+        "virtual": virtual,
     }
 
 
@@ -198,7 +230,7 @@ def _answer(order: list[str]) -> str:
     return subprocess.run(order, check=True, capture_output=True, **how).stdout.strip()
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:

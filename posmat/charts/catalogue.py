@@ -155,7 +155,8 @@ FIGURES: list[FigureSpec] = [
         "inexact-multipliers",
         "09_inexact_multipliers",
         "A layer under inexact multipliers",
-        "A fully connected layer whose multiplications are inexact, bit for bit.",
+        "A fully connected layer whose multiplications are inexact, bit for bit; `exact` is the "
+        "same code with a multiplier that makes no errors.",
         only=lambda rows: rows[~rows["method"].str.startswith(multipliers.RANDOM_TABLE)],
     ),
     FigureSpec(
@@ -163,9 +164,10 @@ FIGURES: list[FigureSpec] = [
         "09_inexact_multipliers",
         "Errors of inexact multipliers",
         multipliers.error_tables,
-        "The size of the error of inexact multipliers for every weight's and every input's "
-        "magnitude; each colour scale ends at the multiplier's own largest error, product minus "
-        "true product, which stands above it.",
+        "The error of inexact multipliers, product minus true product, for every weight's and "
+        "every input's magnitude, in one scale for all: blue is too small, red too large, and the "
+        "colours go by the square root of the error, so that small ones show. Above each map are "
+        "the share of wrong products and the largest error.",
         reads=("{stem}.errors.csv",),
         kind="Heat maps of product minus true product, one per multiplier; medians with ranges",
         table=lambda errors: medians(
@@ -224,9 +226,9 @@ FIGURES: list[FigureSpec] = [
         sizes.scaling,
         partial(
             sizes.caption_of_sizes,
-            "Time per call and rate of every method while one of M, N and K is varied; the ring "
-            "marks the size that the three have in common. A rate counts the M·N·K "
-            "multiply-accumulates of the product, however many a method does.",
+            "Time per call and rate of every method while one of M, N and K is varied, all axes "
+            "logarithmic; the ring marks the size that the three have in common. A rate counts the "
+            "M·N·K multiply-accumulates of the product, however many a method does.",
         ),
         kind="Lines of time and rate against M, N and K; medians with ranges, in GMAC/s",
         table=lambda rows: medians(sizes.rates_of(rows), ["method"], {"gmacs": "GMAC/s"}),
@@ -238,15 +240,17 @@ FIGURES: list[FigureSpec] = [
         sizes.roofline,
         partial(
             sizes.caption_of_sizes,
-            "The rate of every method and size over its arithmetic intensity, below what the same "
-            "run measured as peaks, with large GEMMs, and as bandwidths, with copies. Points "
-            "above the solid slope had their operands in a cache. A rate counts the 2·M·N·K "
-            "FLOPs of the product, however many a method does.",
+            "The rate of every method and size over its arithmetic intensity, both axes "
+            "logarithmic, below what the same run measured: the fastest large GEMM of 8-bit and of "
+            "float32 numbers, and copies. Points above the solid slope had their operands in a "
+            "cache. An operation (OP) is a multiplication or an addition, of floating-point "
+            "numbers or of integers; a rate counts the 2·M·N·K of the product, however many a "
+            "method does.",
         ),
         kind="Scatter of rate over arithmetic intensity under the machine's roofs; medians with "
         "ranges over all sizes",
         table=lambda rows: medians(
-            sizes.rates_of(rows), ["method"], {"intensity": "FLOP/byte", "gmacs": "GMAC/s"}
+            sizes.rates_of(rows), ["method"], {"intensity": "OP/byte", "gmacs": "GMAC/s"}
         ),
     ),
     FigureSpec(

@@ -7,7 +7,7 @@ range over several.
 import pandas as pd
 
 from posmat.charts import style
-from posmat.charts.style import BLUE, FAINT, INK, MARKS, ORANGE, Chart
+from posmat.charts.style import BLUE, FAINT, INK, ORANGE, Chart
 from posmat.measure.summary import AGAIN, FLOOR, baseline_of, is_control
 
 
@@ -54,6 +54,7 @@ def caption_of_times(question: str, rows: pd.DataFrame) -> str:
     return (
         f"{question} Time per call on {style.measured_on(rows)}. Faint dots are blocks of calls "
         f"({style.words_of_rounds(rows)}), bold dots their medians, lines their quartiles; {ratio}."
+        " Below the baseline, methods stand from the fastest to the slowest."
         f"{style.words_of_wrong(table)}"
     )
 
@@ -90,34 +91,38 @@ def caption_speedup(rows: pd.DataFrame) -> str:
     shown, baseline, where = lines_of_speedup(rows), baseline_of(rows), style.measured_on(rows)
     if shown.empty:
         return f"No speedup: {baseline} has no time on {where}."
-    runs = int(shown["runs"].max())
-    one = "95 % intervals, of which one run knows no better"
-    whisker = "the range of the runs" if runs > 1 else one
     return (
-        f"Speedup over {baseline} on {where}: medians of the ratios within a round, with {whisker} "
-        f"({style.words_of_kernels(runs)}).{style.words_of_control(shown, 'diamond')}"
-        f"{style.words_of_wrong(shown)}"
+        "How sure the ratios of the figure gemm-formulations are, from the same rows: speedup over "
+        f"{baseline} on {where}. Dots are medians of the ratios within a round, turned over; lines "
+        f"and brackets are {style.words_of_whiskers(shown)}."
+        f"{style.words_of_control(shown, 'diamond')}{style.words_of_wrong(shown)}"
     )
 
 
 _HOLLOW = ", clock did not wait"
+_MARKS_OF_DEVICES = {"cpu": "o", "cuda": "s"}
 
 
 def then_and_now(rows: pd.DataFrame, title: str) -> Chart:
     """One line per form that the seed timed: its own time, and the median of each machine today.
 
-    A time whose clock did not wait for the device is a hollow mark.
+    The mark is the device's, the colour the machine's. A time whose clock did not wait for the
+    device is a hollow mark.
     """
     names = list(rows["line"].unique())
     then, now = (rows.loc[rows["when"] == when, "where"].unique() for when in ("then", "now"))
     looks, shifts = style.looks_of(now, 0.14)
-    marks = dict(zip(then, (2 * MARKS)[len(now) % len(MARKS) :], strict=False))
-    looks = {place: (INK, mark) for place, mark in marks.items()} | looks
-    looks = {place + more: look for place, look in looks.items() for more in ("", _HOLLOW)}
+    devices = rows.groupby("where")["device"].first()
+    colours = dict.fromkeys(then, INK) | {place: colour for place, (colour, _) in looks.items()}
+    looks = {
+        place + more: (colour, _MARKS_OF_DEVICES.get(devices[place], "^"))
+        for place, colour in colours.items()
+        for more in ("", _HOLLOW)
+    }
     columns = ["milliseconds", "q25_milliseconds", "q75_milliseconds"]
     points = rows[columns].astype("Float64").astype(float).set_axis(["x", "low", "high"], axis=1)
     points = points.assign(
-        y=rows["line"].map(names.index) + rows["where"].map(shifts).fillna(0),
+        y=rows["line"].map(names.index) + rows["where"].map(shifts).fillna(0) + 0.08,
         kind=rows["where"].where(~rows["hollow"], rows["where"] + _HOLLOW),
         hollow=rows["hollow"],
     )
@@ -141,7 +146,7 @@ def caption_then_and_now(rows: pd.DataFrame) -> str:
     return (
         "Time per call of the forms that the 2020 notebook timed: what it printed (2020; other "
         "hardware, which it does not name), and the medians of today, warm and synchronised, on "
-        f"{'; '.join(places) or 'no machine yet'}, with the quartiles as lines."
-        f"{hollow if rows['hollow'].any() else ''} Where two marks of a line are of different "
-        "devices, what stands between them is first of all the devices."
+        f"{'; '.join(places) or 'no machine yet'}, with the quartiles as lines. Round marks are "
+        f"CPUs, square ones GPUs.{hollow if rows['hollow'].any() else ''} A round and a square "
+        "mark of one line differ in the kind of device, and not in the year alone."
     )

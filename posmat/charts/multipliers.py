@@ -2,10 +2,12 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.colors import FuncNorm
 from matplotlib.ticker import FuncFormatter
 
 from posmat.charts import style
 from posmat.charts.style import BLUE, COLUMN_WIDTH_IN, FAINT, GREEN, INK, ORANGE, PURPLE, Chart
+from posmat.measure.roofline import FLOAT32_LAYER
 from posmat.measure.summary import AGAIN, baseline_of
 
 RANDOM_TABLE = "random table"  # how the name of a table drawn at random begins
@@ -19,19 +21,18 @@ def fibonacci_codes(codes: pd.DataFrame, title: str) -> Chart:
     kept = codes.loc[codes["is_code"].astype(bool), "magnitude"].to_numpy(int)
     width = max(1, int(magnitudes.max()).bit_length())
     places, heights = np.nonzero(kept[:, None] >> np.arange(width) & 1)
-    bits.vlines(kept, -0.7, width - 0.3, color="#e4e4e4", linewidth=1.1)
-    bits.vlines(kept[places], heights - 0.36, heights + 0.36, color=BLUE, linewidth=1.3)
+    bits.vlines(kept, -0.7, width - 0.3, color="#e8e8e8", linewidth=0.7)
+    bits.vlines(kept[places], heights - 0.36, heights + 0.36, color=BLUE, linewidth=0.9)
     bits.set(ylabel="bit", yticks=range(width), ylim=(-0.7, width - 0.3))
     bits.tick_params(length=0)
     share = f"{len(kept)} of {len(magnitudes)} magnitudes are codes; a mark is a one"
     bits.set_title(share, fontsize=6.5, color=FAINT)
     moved = codes["away"].to_numpy(int)
     distance.axhline(0, color=FAINT, linewidth=0.5)
-    distance.vlines(magnitudes, 0, moved, color=ORANGE, linewidth=1)
+    distance.vlines(magnitudes, 0, moved, color=ORANGE, linewidth=0.7)
     distance.plot(magnitudes, moved, "o", color=ORANGE, markersize=1.6, markeredgewidth=0)
     last = int(kept.max())
-    beyond = f"beyond {last},\nthe last code "
-    distance.text(last + 1, moved.min(), beyond, ha="right", fontsize=6.5)
+    distance.text(last + 1, 2, f"beyond {last},\nthe last code", fontsize=6.5)
     distance.set(xlabel="magnitude", ylabel="nearest code − magnitude")
     distance.set_xticks([0, 21, 32, 42, 64, 85, 127])
     distance.grid(axis="y")
@@ -49,33 +50,36 @@ def fibonacci_rounding(rounding: pd.DataFrame, title: str) -> Chart:
     """One line per distribution of weights, one mark per set of codes: the relative error."""
     points = rounding.rename(columns={"distribution": "line", "codes": "kind"})
     points["x"] = 100 * points["relative_error"].astype(float)
-    xlabel = "error / weights, root of the sums of squares [%]"
-    return _marks_by_line(points, title, 0, xlabel=xlabel)
+    return _marks_by_line(points, title, 0.13, xlabel="relative RMS error [%]")
 
 
 def error_tables(errors: pd.DataFrame, title: str) -> Chart:
-    """A heat map per multiplier of the size of its error, each in a scale of its own."""
+    """A heat map per multiplier of its error, all in one scale of signed square roots."""
     errors = errors.sort_values("weight", kind="stable").drop(columns="weight")
     tables = dict(list(errors.groupby("multiplier", sort=False)))
     rows = -(-len(tables) // 3)
     figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 0.9 + 1.38 * rows))
     panels = figure.subplots(rows, 3, squeeze=False, sharex=True, sharey=True)
-    colours = {"cmap": "Blues", "vmin": 0, "vmax": 1}
+    largest = max(1.0, errors.drop(columns="multiplier").abs().to_numpy(float).max())
+    roots = (lambda e: np.sign(e) * np.sqrt(np.abs(e)), lambda root: np.sign(root) * root**2)
+    colours = {"cmap": "RdBu_r", "norm": FuncNorm(roots, -largest, largest)}
     for axes in panels.flat[len(tables) :]:
         axes.set_visible(False)
     for axes, (name, own) in zip(panels.flat, tables.items(), strict=False):
         table = own.drop(columns="multiplier").to_numpy(float)
         worst = table.flat[np.abs(table).argmax()]
-        scaled = np.abs(table) / max(1.0, abs(worst))
-        image = axes.imshow(scaled, origin="lower", interpolation="nearest", **colours)
+        image = axes.imshow(table, origin="lower", interpolation="nearest", **colours)
         words = f"{100 * (table != 0).mean():.0f} % wrong\nworst {worst:,.0f}".replace("-", "−")
         axes.set_title(f"{name}\n{words}", fontsize=7, loc="left")
         axes.set(xticks=[0, 64, 127], yticks=[0, 64, 127])
         axes.tick_params(labelsize=6.5, length=2)
         axes.spines[["left", "bottom"]].set_visible(False)
-    place = {"location": "bottom", "shrink": 0.5, "aspect": 30, "pad": 0.02}
-    bar = figure.colorbar(image, ax=panels, ticks=[0, 1], **place)
-    bar.set_ticklabels(["exact", "the worst"], fontsize=6.5)
+    ends = np.unique(np.round([largest / 4, largest]))
+    place = {"location": "bottom", "shrink": 0.8, "aspect": 40, "pad": 0.02}
+    bar = figure.colorbar(image, ax=panels, ticks=[*-ends[::-1], 0, *ends], **place)
+    bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda e, _: f"{e:,.0f}".replace("-", "−")))
+    bar.ax.tick_params(labelsize=6.5)
+    bar.set_label("product − true product", fontsize=7)
     bar.outline.set(edgecolor=FAINT, linewidth=0.5)
     panels[-1, 1].set_xlabel("input's magnitude")
     panels[rows // 2, 0].set_ylabel("weight's magnitude", y=1.1 if rows % 2 == 0 else 0.5)
@@ -112,19 +116,27 @@ def cost_against_rank(rows: pd.DataFrame, title: str) -> Chart:
             ends = y - own["ratio_low"], own["ratio_high"] - y
             axes.errorbar(x, y, ends, fmt=mark, color=colour, mfc=face, ms=3.8, label=label)
     axes.plot([1, most], [1, most], ":", color=FAINT, linewidth=0.8, label="the GEMMs alone")
-    for gemms, own in table[table["kind"] == _NAMED].groupby("gemms"):
-        name, y = own[["label", "ratio"]].iloc[0]
-        axes.annotate(name, (gemms, y), (-4, 2), textcoords="offset points", ha="right",
-                      fontsize=6.5, color=FAINT)  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.set_xlim(left=0.4)  # the name at 1 is inside
+    axes.set_xlim(0.6, 1.6 * most)  # the names at the ends are inside
     axes.set_xticks([2**n for n in range(int(most).bit_length())])
     axes.set_yscale("log")
-    axes.set(xlabel="GEMMs (of a random table, 1 + rank)", ylabel=f"time / {baseline}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.3)  # for the names, every other one a line lower
+    named = table[table["kind"] == _NAMED].groupby("gemms")
+    for place, (gemms, own) in enumerate(named):
+        axes.annotate(
+            "\n".join(own["label"]), (gemms, own["ratio"].max()), (gemms, 1 - 0.06 * (place % 2)),
+            textcoords=axes.get_xaxis_transform(), ha="center", va="top", fontsize=6.5, color=FAINT,
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": FAINT, "shrinkB": 3},
+            bbox={"color": "white", "pad": 0.6, "linewidth": 0}, zorder=1.5,
+        )  # fmt: skip
+    unit = "float32" if baseline == FLOAT32_LAYER else "int8"
+    axes.set(xlabel=f"{unit} GEMMs, 1 + rank of a random table", ylabel=f"time / {baseline}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     style.plain_log_ticks(axes.yaxis, table["ratio"])
     axes.grid(axis="y", which="major")
-    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=6.5)
+    small = {"fontsize": 6.5, "handlelength": 1.6, "columnspacing": 1.0}
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, **small)
     style.subtitle(axes, rows)
     return figure
 
@@ -149,11 +161,12 @@ def caption_cost_against_rank(rows: pd.DataFrame) -> str:
     if not (table["path"] == "gemm").any():
         return f"No multiplier has a time over that of {baseline} on {where}."
     control = style.words_of_control(table, "square at 1")
-    levels = " Level lines are the table look-ups, which take as long whatever the table."
+    levels = " Level lines are look-ups in the table, as many whatever its rank."
     return (
         f"The time of a layer under an inexact multiplier, over that of {baseline}, one GEMM, "
-        "against how many of them it takes (of multipliers with equally many, one is named), on "
-        f"{where}; lines are intervals.{control}"
+        f"against how many of them it takes, both axes logarithmic, on {where}. Names stand above "
+        "their marks. A random table maps its inputs by look-ups, a single column as two. "
+        f"Upright lines are {style.words_of_whiskers(table)}.{control}"
         f"{levels if table['kind'].isin([_LOOKUPS, _COMPILED]).any() else ''} The dotted line is "
         f"what the GEMMs alone would take.{style.words_of_wrong(table)}"
     )
@@ -211,6 +224,6 @@ def _marks_by_line(points: pd.DataFrame, title: str, apart: float, **how) -> Cha
     """The mean of `x` of each `kind` on each `line`, the kinds of a line so far `apart`."""
     names = list(points["line"].unique())
     looks, shifts = style.looks_of(list(points["kind"].unique()), apart)
-    points["y"] = points["line"].map(names.index) + points["kind"].map(shifts)
+    points["y"] = points["line"].map(names.index) + points["kind"].map(shifts) + 0.1  # off names
     how |= {"looks": looks, "centre": "mean", "columns": 2 + len(looks) % 2}
     return style.chart_of_lines(title, names, points, **how)

@@ -4,84 +4,74 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 
 from posmat.charts import style
-from posmat.charts.style import BLUE, COLOURS, INK, MARKS, ORANGE, Chart
+from posmat.charts.style import BLUE, COLOURS, COLUMN_WIDTH_IN, INK, MARKS, ORANGE, Chart
 from posmat.measure.roofline import SIZES, along, measured_roofs, rates
 from posmat.measure.summary import format_figures
 
-PAGE_WIDTH_IN = 7.16  # both columns of a two-column paper
 rates_of = style.kept(rates)
 
 
-def _heading(title: str, rows: pd.DataFrame) -> str:
-    where = style.describe_rows(rows[rows["axis"] == "centre"])
-    return f"{title}\n{where}, one size varied at a time"
-
-
-def _by_method(table: pd.DataFrame) -> dict:
+def _looks(table: pd.DataFrame) -> dict:
     """What seaborn needs to show each method in a colour and with a mark of its own."""
     methods = list(table["method"].unique())
     colours = zip(methods, [ORANGE, BLUE, *COLOURS[2:]] * len(methods), strict=False)
     marks = dict(zip(methods, MARKS * len(methods), strict=False))
-    look = {"hue": "method", "hue_order": methods, "palette": dict(colours), "legend": False}
+    look = {"hue": "method", "hue_order": methods, "palette": dict(colours)}
     return look | {"style": "method", "style_order": methods, "markers": marks}
 
 
-def _names_at_right(axes: Axes, ends: dict[str, tuple[float, float, str]], least: float) -> None:
-    """At the right of the axes a name for each point of a colour, with a line that leads to it."""
-    low, high = np.log10(axes.get_ylim())
-    heights = [(np.log10(y) - low) / (high - low) for _, y, _ in ends.values()]
-    heights = style.apart(heights, least)
-    for (name, (x, y, colour)), height in zip(ends.items(), heights, strict=True):
-        leader = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
-        axes.annotate(
-            name, (float(x), float(y)), (1.04, height), textcoords="axes fraction", fontsize=7,
-            va="center", color=style.as_text(colour), arrowprops=leader | {"color": colour},
-        )  # fmt: skip
+def _finish(figure: Chart, axes: Axes, rows: pd.DataFrame) -> None:
+    """Put where the rows were measured over the axes, and below the figure what its marks are."""
+    centre = rows[rows["axis"] == "centre"]
+    style.subtitle(axes, centre, ", one of the three varied at a time")
+    handles, labels = axes.get_legend_handles_labels()
+    if axes.get_legend():
+        axes.get_legend().remove()
+    small = {"fontsize": 6.5, "handletextpad": 0.4, "columnspacing": 1.2}
+    figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, **small)
 
 
 def scaling(rows: pd.DataFrame, title: str) -> Chart:
     """Time and rate of every method against M, N and K; a ring marks the size that all share."""
     table = rates_of(rows)
     table = table.assign(ms=1e3 * table["seconds"])
-    look = _by_method(table) | {"dashes": False, "markersize": 3.6, "markeredgewidth": 0}
-    look |= {"linewidth": 1.1, "errorbar": None}
-    figure = Chart(_heading(title, rows), figsize=(PAGE_WIDTH_IN, 4.3))
-    grid = figure.subplots(2, 3, sharex="col", sharey="row")
+    look = _looks(table) | {"dashes": False, "markersize": 3.2, "markeredgewidth": 0}
+    look |= {"linewidth": 0.9, "errorbar": None}
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 5.2))
+    grid = figure.subplots(3, 2, sharex="row", sharey="col")
     labels = {"ms": "time per call [ms]", "gmacs": "rate [GMAC/s]"}
-    ring = {"s": 30, "facecolor": "none", "edgecolor": INK, "lw": 0.6}
-    for line, quantity in zip(grid, labels, strict=True):
-        for axes, (letter, name) in zip(line, SIZES.items(), strict=True):
-            data = along(table, letter).astype({name: float})
-            sns.lineplot(data, x=name, y=quantity, ax=axes, **look)
-            shared = data[data["axis"] == "centre"]
+    ring = {"s": 26, "facecolor": "none", "edgecolor": INK, "lw": 0.6}
+    for line, (letter, name) in zip(grid, SIZES.items(), strict=True):
+        data = along(table, letter).astype({name: float})
+        shared = data[data["axis"] == "centre"]
+        for axes, (quantity, label) in zip(line, labels.items(), strict=True):
+            sns.lineplot(data, x=name, y=quantity, ax=axes, legend=axes is grid[0, 0], **look)
             axes.scatter(shared[name], shared[quantity], **ring)
-            axes.set(xscale="log", yscale="log", ylabel=labels[quantity])
-            axes.set_xlabel(f"{letter}, {name}" if quantity == "gmacs" else "")
-            axes.grid(which="major")
-            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+            axes.set(xscale="log", yscale="log", xlabel=f"{letter}, {name}", ylabel=label)
+            first, last = np.log10(axes.get_xlim())  # two or three of the powers of ten have room
+            first, last = int(np.ceil(first)), int(np.floor(last))
+            axes.set_xticks(10.0 ** np.arange(first, last + 1, np.ceil(0.5 * (last - first) or 1)))
             style.plain_numbers(axes.xaxis)
-        style.plain_numbers(axes.yaxis)
-        last = along(table, "K").groupby("method", sort=False)[["in_features", quantity]].last()
-        ends = {name: (*end, look["palette"][name]) for name, end in last.iterrows()}
-        _names_at_right(axes, ends, 0.085)
+            style.plain_numbers(axes.yaxis)
+            axes.grid(which="major")
+    _finish(figure, grid[0, 0], rows)
     return figure
 
 
 def roofline(rows: pd.DataFrame, title: str) -> Chart:
     """The rate of every method and size over its arithmetic intensity, under the measured roofs."""
     table, roofs = rates_of(rows), measured_roofs(rows)
-    table = table.assign(gflops=2 * table["gmacs"])
-    look = _by_method(table) | {"s": 20, "linewidth": 0, "alpha": 0.85}
-    figure = Chart(_heading(title, rows), figsize=(PAGE_WIDTH_IN, 3.8))
+    table = table.assign(gops=2 * table["gmacs"])
+    figure = Chart(title, figsize=(COLUMN_WIDTH_IN, 3.9))
     axes = figure.subplots()
-    sns.scatterplot(table, x="intensity", y="gflops", ax=axes, **look)
-    axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity [FLOP/byte]")
-    axes.set(ylabel="rate [GFLOP/s]")
+    look = _looks(table) | {"s": 13, "linewidth": 0, "alpha": 0.85}
+    sns.scatterplot(table, x="intensity", y="gops", ax=axes, **look)
+    axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity [OP/byte]")
+    axes.set(ylabel="rate [GOP/s]")
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    peaks = {f"{engine} peak": 2 * rate for engine, rate in roofs.peaks.items()}
+    peaks = {engine: 2 * rate for engine, rate in roofs.peaks.items()}
     highest = max(peaks.values())
     # The slope of the largest copy, and of the fastest where that is another one.
     copies = dict.fromkeys([roofs.copies[-1], max(roofs.copies, key=lambda copy: copy[1])])
@@ -91,22 +81,23 @@ def roofline(rows: pd.DataFrame, title: str) -> Chart:
         size = f"{moved / 1e9:,.3g} GB" if moved >= 1e9 else f"{moved / 1e6:,.3g} MB"
         label = f"copy of {size}, {format_figures(slope)} GB/s"
         axes.plot(x, slope * x, color=INK, linewidth=0.9, zorder=1.8, linestyle=dashes, label=label)
-    for rate in peaks.values():
-        axes.hlines(rate, max(left, rate / slope), right, color=INK, linewidth=0.9, zorder=1.8)
     axes.set(xlim=(left, right), ylim=(bottom, max(top, 1.5 * highest)))
-    ends = {f"{name}, {format_figures(rate)}": (right, rate, INK) for name, rate in peaks.items()}
-    last = table.sort_values("intensity").groupby("method")[["intensity", "gflops"]].last()
-    ends |= {name: (*last.loc[name], colour) for name, colour in look["palette"].items()}
-    _names_at_right(axes, ends, 0.055)
+    low, high = np.log10(axes.get_ylim())
+    heights = [(np.log10(rate) - low) / (high - low) for rate in peaks.values()]
+    for (engine, rate), height in zip(peaks.items(), style.apart(heights, 0.1), strict=True):
+        axes.hlines(rate, max(left, rate / slope), right, color=INK, linewidth=0.9, zorder=1.8)
+        best = {"int8": "8-bit"}.get(engine, engine)  # of int8 or of uint8, whichever was faster
+        words = f"{best}\n{format_figures(rate)}"
+        axes.text(1.02, height, words, transform=axes.transAxes, va="center", fontsize=6.5)
     style.plain_numbers(axes.xaxis)
     style.plain_numbers(axes.yaxis)
     axes.grid(which="major")
-    axes.legend(loc="upper left", frameon=False, fontsize=6.5)
+    _finish(figure, axes, rows)
     return figure
 
 
 def caption_of_sizes(what: str, rows: pd.DataFrame) -> str:
     """A caption for charts over many sizes: what they show, and where it was measured."""
-    kernels = style.words_of_kernels(rows["run"].nunique())
+    processes = style.words_of_processes(rows["run"].nunique())
     where = style.measured_on(rows[rows["axis"] == "centre"])
-    return f"{what} Medians over the rounds of {kernels}, on {where}, but for the varied size."
+    return f"{what} Medians over the rounds of {processes}, on {where}, one size varied at a time."

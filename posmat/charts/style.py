@@ -15,14 +15,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from seaborn.utils import relative_luminance
 
 from posmat.measure.files import replacing, rows_digest
-from posmat.measure.summary import AGAIN, format_figures, is_control, summarize
+from posmat.measure.summary import AGAIN, FLOOR, baseline_of, format_figures, is_control, summarize
 
 COLUMN_WIDTH_IN = 3.5  # one column of a two-column paper
 INK, FAINT = "#222222", "#767676"  # both hold 4.5 : 1 on white
@@ -99,14 +97,6 @@ def chart_of_nothing(title: str, why: str) -> Chart:
     return figure
 
 
-def as_text(colour: str) -> str:
-    """A colour darkened until small text in it can be read on white."""
-    shade = to_rgb(colour)
-    while 1.05 / (relative_luminance(shade) + 0.05) < 4.5:  # the contrast that WCAG asks for
-        shade = tuple(0.98 * part for part in shade)
-    return to_hex(shade)
-
-
 def apart(places: list[float], least: float) -> np.ndarray:
     """Move labels as little as it takes to keep them `least` apart, in the order they stand in."""
     moved = np.array(places, dtype=float)
@@ -118,32 +108,38 @@ def apart(places: list[float], least: float) -> np.ndarray:
     return moved
 
 
-def describe_rows(rows: pd.DataFrame) -> str:
-    """Where and on what rows were measured, in one line."""
-    first = rows.iloc[0]
-    processor = re.sub(r"\(R\)|\(TM\)| Processor", "", first["processor"])  # it must fit a column
-    return (
-        f"{processor}, {first['device']} · {first['dtype']} · M = {first['batch_size']:,} · "
-        f"N = {first['out_features']:,} · K = {first['in_features']:,} · "
-        f"{counted(first['threads'], 'thread')}"
-    )
+def dtypes_of(rows: pd.DataFrame) -> str:
+    """Of what dtypes operands were: 'int8 and float32'. A call alone has none that are told."""
+    dtypes = rows.loc[rows["method"] != FLOOR, "dtype"].dropna().unique()
+    return " and ".join(sorted(dtypes, reverse=True))  # int8 first
 
 
 def measured_on(rows: pd.DataFrame) -> str:
-    """The same as a caption says it, with the version of PyTorch."""
+    """Where and on what rows were measured, as a caption says it."""
     first = rows.iloc[0]
     return (
         f"{first['processor']} ({first['device']}, {counted(first['threads'], 'thread')}, "
-        f"PyTorch {first['torch']}), {first['dtype']} operands, batch_size={first['batch_size']}, "
+        f"PyTorch {first['torch']}), {dtypes_of(rows)} operands, batch_size={first['batch_size']}, "
         f"out_features={first['out_features']}, in_features={first['in_features']}"
     )
 
 
-def subtitle(axes: Axes, rows: pd.DataFrame) -> None:
-    """Put where rows were measured over a chart, in two lines if it is long."""
-    line = describe_rows(rows)
-    line = line if len(line) <= 72 else line.replace(" · M", "\nM", 1)
-    axes.set_title(line, fontsize=6.5, color=FAINT)
+def subtitle(axes: Axes, rows: pd.DataFrame, more: str = "") -> None:
+    """Put the same over a chart, in several lines if it is long."""
+    first = rows.iloc[0]
+    processor = re.sub(r"\(R\)|\(TM\)| Processor| CPU @.*", "", first["processor"])
+    where = f"{dtypes_of(rows)} · {counted(first['threads'], 'thread')}"
+    sizes = {"M": "batch_size", "N": "out_features", "K": "in_features"}
+    sizes = " · ".join(f"{letter} = {first[name]:,}" for letter, name in sizes.items()) + more
+    line = f"{processor}, {first['device']}"
+    for part in (where, sizes):  # as few lines as fit a column
+        long = len(line.split("\n")[-1]) + len(part) > 68
+        line += ("\n" if long else " · ") + part
+    axes.set_title("\n" * line.count("\n") + " ", fontsize=6.5)  # room, but only upwards
+    axes.annotate(
+        line, (0.01, 1), (0, 6), ("figure fraction", axes.transAxes), "offset points",
+        fontsize=6.5, color=FAINT, in_layout=False, annotation_clip=False,
+    )  # fmt: skip
 
 
 def counted(number: int, noun: str) -> str:
@@ -151,12 +147,23 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def words_of_kernels(runs: int) -> str:
-    return "one fresh kernel" if runs == 1 else f"{runs} fresh kernels"
+def words_of_processes(runs: int) -> str:
+    return "one fresh process" if runs == 1 else f"{runs} fresh processes"
+
+
+def words_of_whiskers(table: pd.DataFrame) -> str:
+    """What the whiskers of a summary's ratios are, and how sure that of several processes is."""
+    least, most = int(table["runs"].min()), int(table["runs"].max())
+    if most == 1:
+        return "the 95 % interval of one fresh process, which does not show how processes differ"
+    words = f"the range over {words_of_processes(most)}"
+    if least == most >= 5:  # all of them lie on one side of the median once in 2 ** (n - 1) times
+        words += f", a {min(99, round(100 - 200 * 0.5**most))} % interval for the median process"
+    return words
 
 
 def words_of_rounds(rows: pd.DataFrame) -> str:
-    """How often whatever has a time was timed: '31 rounds in each of 5 fresh kernels'."""
+    """How often whatever has a time was timed: '31 rounds in each of 5 fresh processes'."""
     timed = rows[rows["state"] == "timed"]
     if timed.empty:
         return "nothing was timed"
@@ -164,7 +171,7 @@ def words_of_rounds(rows: pd.DataFrame) -> str:
     runs = timed["run"].nunique()
     most = "up to " * (rounds.nunique() > 1)
     each = "each of " * (runs > 1)
-    return f"{most}{counted(rounds.max(), 'round')} in {each}{words_of_kernels(runs)}"
+    return f"{most}{counted(rounds.max(), 'round')} in {each}{words_of_processes(runs)}"
 
 
 def words_of_speedup(line: pd.Series) -> str:
@@ -279,7 +286,7 @@ def dots_on_lines(
         below = {"linewidth": 1.6, "zorder": 3}
         sns.pointplot(**shared, estimator=centre, errorbar=whisker, err_kws=below, **look)
         handles.setdefault(kind, Line2D([], [], label=kind, color=colour, **look))
-    axes.set(xlabel=xlabel, ylabel="", yticks=[], ylim=(lines - 0.6, -0.75))
+    axes.set(xlabel=xlabel + ", log scale" * log, ylabel="", yticks=[], ylim=(lines - 0.6, -0.75))
     if points.empty:
         axes.set_xticks([])
     elif log:
@@ -313,6 +320,7 @@ def chart_of_lines(
     for place, (left, right) in enumerate(zip_longest(names, values)):
         style = {"transform": axes.get_yaxis_transform(), "va": "center"}
         style["color"] = FAINT if is_control(left) else INK
+        style["bbox"] = {"color": "white", "pad": 0.6, "linewidth": 0}  # no grid runs through it
         axes.text(0.0, place - 0.32, left, ha="left", fontsize=7.5, **style)
         if right:
             axes.text(1.0, place - 0.32, right, ha="right", fontsize=7, **style)
@@ -329,11 +337,11 @@ def looks_of(kinds: list[str], apart: float) -> tuple[dict[str, tuple[str, str]]
 
 
 def plain_log_ticks(axis: Axis, values: pd.Series) -> None:
-    """Ticks written as plain numbers, at 1, 2 and 5 where the range is short."""
+    """Ticks written as plain numbers, at more than the powers of ten where the range is short."""
     decades = np.log10(values.max() / values.min()) if len(values) else 1
-    few = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])  # in half a decade 1, 2, 5 leave one or none
-    many = LogLocator(subs=(1, 2, 5) if decades < 2 else (1,))
-    axis.set_major_locator(few if decades < 0.7 else many)
+    few = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])  # where these would leave one or none
+    subs = (1, 1.5, 2, 3, 5, 7) if decades < 1.1 else (1, 2, 5) if decades < 2.6 else (1,)
+    axis.set_major_locator(few if decades < 0.4 else LogLocator(subs=subs))
     plain_numbers(axis)
 
 
@@ -373,6 +381,7 @@ def kept(make: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable:
 def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
     """The table that `summarize` gives of what the host's clock timed, as charts need it.
 
+    The baseline is first, then the fastest to the slowest, what has no time, and the controls.
     What has a time in some of `all_runs` is 'timed'. `wrong` says whether a method's numbers were
     not exact, or further off than the bound, and so does `label`, the name on its line.
     """
@@ -387,4 +396,7 @@ def summary_of(rows: pd.DataFrame) -> pd.DataFrame:
         wrong |= (error > bound).fillna(bound.notna() & error.isna())
     table["wrong"] = wrong.groupby(rows["method"]).any().reindex(table.index).astype(bool)
     table["label"] = [name_of(*line) for line in table["wrong"].items()]
-    return table
+    baseline = baseline_of(rows)
+    places = {baseline: -1, baseline + AGAIN: 1, FLOOR: 2}
+    table["place"] = [places.get(name, 0) for name in table.index]
+    return table.sort_values(["place", "median"], kind="stable")

@@ -102,7 +102,8 @@ def unblocked_sign_magnitude_product(x: Tensor, w: Tensor | SignMagnitude) -> Te
 
     The seed multiplies int8 by int8 into an int32 tensor; PyTorch does that in int8, which wraps,
     and widens afterwards. Here the magnitudes are widened to int16 first, which holds 128 · 128.
-    Result and signs are 5 bytes for each partial product, and PyTorch's conversions as much again.
+    Result and signs are 5 bytes for each partial product; on a CPU PyTorch's sum of int32 numbers
+    makes a copy of them as int64, 8 bytes more.
     """
     weight = as_sign_magnitude(w)
     check_operands(x, weight.sign)

@@ -88,8 +88,9 @@ def tell_predictions(scores: pd.DataFrame) -> str:
     """One sentence: how many came out as predicted, and which did not or cannot be told."""
     kept = int((scores["verdict"] == KEPT).sum())
     others = [
-        f"{verdict}: {', '.join(scores.loc[scores['verdict'] == verdict, 'prediction'])}"
+        f"{verdict}: {' | '.join(scores.loc[scores['verdict'] == verdict, 'prediction'])}"
         for verdict in (FAILED, OPEN, NOT_MEASURED)
         if (scores["verdict"] == verdict).any()
     ]
-    return "; ".join([f"Of {len(scores)} predictions {kept} came out as predicted", *others]) + "."
+    of = f"Of {len(scores)} prediction{'s' * (len(scores) > 1)} {kept} came out as predicted"
+    return "; ".join([of, *others]) + "."

@@ -2,10 +2,11 @@
 
 A product is at the best as fast as the processor multiplies, or as memory brings the operands.
 Both are measured in the same run, as rows with the axis "roof": the "peak" methods are large GEMMs,
-"copy" copies `bytes` of memory; the fastest block counts. "uint8 peak" multiplies magnitudes by
-int8 weights, which is exact also where int8 by int8 is not. Rows with the axis "least" are products
-of one number by one: what a call costs before it computes anything. The column `engine` says which
-peak is a method's roof: "int8", "float32", or another, such as PyTorch's int8 loop, without one.
+the best of which need not be the processor's own peak, "copy" copies `bytes` of memory; the fastest
+block counts. "uint8 peak" multiplies magnitudes by int8 weights, which is exact also where int8 by
+int8 is not. Rows with the axis "least" are products of one number by one: what a call costs before
+it computes anything. The column `engine` says which peak is a method's roof: "int8", "float32", or
+another, such as PyTorch's int8 loop, without one.
 """
 
 import numpy as np
@@ -19,7 +20,9 @@ FLOAT32_LAYER = "float32 layer"
 _TWO_GEMMS = ("one_sided_product", "positive_matrix_product")  # of bytes
 # By these, in rows that do not say it, an engine is int8 where the rows have such a peak.
 _BY_BYTES = ("int8_product", *_TWO_GEMMS)
-LEAST_SHARE = 0.1  # of its roof: a method below does something else with its time
+# Of the time: where two limits add up to all of it, the larger is half or more. What explains less
+# leaves most of the time to something else, and limits nothing.
+LEAST_SHARE = 0.5
 
 
 def least_bytes(rows: pd.DataFrame) -> pd.Series:
@@ -37,10 +40,10 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The axis, the sizes, `work` (M·N·K multiply-accumulates), `seconds` (the median), `gmacs`
-        (10⁹ multiply-accumulates per second), `intensity` (FLOPs per byte), the least time by each
-        limit (`launch_s`, `memory_s`; `compute_s`, of all GEMMs, blank without a peak), `bound`
-        (the one that asks for most: launch, memory or compute; none, where it leaves over nine
-        tenths of the time unexplained) and `share`, what it explains of the time.
+        (10⁹ multiply-accumulates per second), `intensity` (operations per byte), the least time by
+        each limit (`launch_s`, `memory_s`; `compute_s`, of all GEMMs, blank without a peak),
+        `bound` (the one that asks for most: launch, memory or compute; unexplained, where that is
+        less than half of the time) and `share`, what it explains of the time.
     """
     timed = rows[(rows["state"] == "timed") & (rows["clock"] == "host")]
     timed = timed[timed["axis"].isin([*SIZES, "centre"]) & ~timed["method"].map(is_control)]
@@ -59,7 +62,7 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
     limits = table[["launch_s", "memory_s", "compute_s"]]
     table["share"] = limits.max(axis=1) / table["seconds"]
     bound = limits.idxmax(axis=1).str.removesuffix("_s")
-    table["bound"] = bound.where(table["share"] >= LEAST_SHARE, "none")
+    table["bound"] = bound.where(table["share"] >= LEAST_SHARE, "unexplained")
     return table
 
 
@@ -149,15 +152,15 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def turning_points(table: pd.DataFrame) -> pd.DataFrame:
-    """What limits each method, in a column for each axis: "launch to 4, memory to 16, compute"."""
+    """What limits each method, by axis: "launch up to 4, then memory up to 16, then compute"."""
     lines = {}
     for method in table["method"].unique():
         lines[method] = {}
         for axis, name in SIZES.items():
             own = along(table[table["method"] == method], axis)
             ends = own[own["bound"] != own["bound"].shift(-1)]
-            words = [f"{one['bound']} to {one[name]:,}" for _, one in ends.iloc[:-1].iterrows()]
-            lines[method][axis] = ", ".join([*words, *ends["bound"].iloc[-1:]])
+            words = [f"{one['bound']} up to {one[name]:,}" for _, one in ends.iloc[:-1].iterrows()]
+            lines[method][axis] = ", then ".join([*words, *ends["bound"].iloc[-1:]])
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

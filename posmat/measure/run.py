@@ -38,7 +38,7 @@ class Run:
     started: float = field(default_factory=time.time)
 
     def pool(self, rows: "pd.DataFrame", what: str = "") -> "pd.DataFrame":
-        """Put the rows of earlier fresh kernels before these, where `--runs` asks for several."""
+        """Put the rows of earlier processes before these, where `--runs` asks for several."""
         earlier = self._earlier(self._file(what))
         if earlier is None:
             return rows
@@ -89,7 +89,7 @@ class Run:
         return f"{self.stem}.{what}.csv" if what else f"{self.stem}.csv"
 
     def _earlier(self, file: str) -> Path | None:
-        """A file that the earlier fresh kernels of this run left, where there were any."""
+        """A file that the earlier processes of this run left, where there were any."""
         path = self.output_dir and self.output_dir / file
         return path if self.tags["run"] > 0 and path and path.exists() else None
 

@@ -143,12 +143,12 @@ def in_milliseconds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
-    """A ratio as words that claim no more than was measured: its range, few rounds, the noise."""
+    """A ratio as what follows "takes", with its range, few rounds, and the noise."""
     line = table.loc[method]
     if line["state"] != "timed":
-        return f"no time, being {line['state']}"
+        return f"a time that was not measured ({line['state']})"
     if pd.isna(line["ratio"]):
-        return f"{format_figures(1e3 * line['median'])} ms ({line['baseline']} has no time here)"
+        return f"{format_figures(1e3 * line['median'])} ms (`{line['baseline']}` has no time here)"
     ratio, low, high = map(format_figures, line[["ratio", "ratio_low", "ratio_high"]])
     # The pairs of rounds that the ratio is made of.
     rounds = _group_of(table, method)["rounds"].get(line["baseline"], line["rounds"])
@@ -160,12 +160,12 @@ def tell_ratio(table: pd.DataFrame, method: str | tuple) -> str:
     else:
         spread = f"95 % interval {low} to {high} in one run"
         spread += f" of {rounds} round{'s' * (rounds > 1)}" if few else ""
-    verdict = "" if stands(table, method) else ", which is not told apart from the noise"
-    return f"{ratio} times the time of {line['baseline']} ({spread}{verdict})"
+    verdict = "" if stands(table, method) else ", no difference beyond the noise"
+    return f"{ratio} times as long as `{line['baseline']}` ({spread}{verdict})"
 
 
 def stands(table: pd.DataFrame, method: str | tuple) -> bool:
-    """Whether a method's ratio is told apart from 1 by more than the noise.
+    """Whether a method's ratio differs from 1 by more than the noise.
 
     Its range must leave out 1, and by more than that of the control strays from 1. In a table of
     groups `method` is the whole index, (group, method), and the control is that of the group.
@@ -275,5 +275,7 @@ def format_figures(value: float | None, figures: int = 3) -> str:
     value = float(value)
     if value == 0 or not np.isfinite(value):
         return f"{value:g}"
-    places = figures - 1 - int(np.floor(np.log10(abs(value))))
-    return f"{round(value, places):,.{max(places, 0)}f}"
+    for _ in range(2):  # 0.9996 becomes 1.00, which has a place less
+        places = figures - 1 - int(np.floor(np.log10(abs(value))))
+        value = round(value, places)
+    return f"{value:,.{max(places, 0)}f}"

@@ -28,31 +28,34 @@ def cite_software(root: Path) -> str:
     fields = {
         "title": f"{{{latex(facts['title'])}}}",
         "author": _authors(facts["authors"]),
-        "version": latex(facts["version"]),
+        "howpublished": latex(f"Software, version {facts['version']}"),
         "note": f"{latex(facts['license'])} license" if "license" in facts else "",
         "year": str(facts.get("date-released", ""))[:4],
         "doi": facts.get("doi", ""),
         "url": facts.get("repository-code", facts.get("url", "")),
     }
-    return _entry("software", "posmat", fields)
+    return _entry("posmat", fields)
 
 
 def cite_figure(drawing: Drawing, said: Said) -> str:
-    """The BibTeX entry of one picture, with what was measured and the rows it is drawn from."""
+    """The BibTeX entry of one picture: where it was measured, at which commit, and its rows."""
     run = drawing.run
     software = _read_citation(run.root)
     of = ", ".join(said.processors).replace("(R)", "").replace("(TM)", "")
     where = f"{run.machine}, {run.device}" + (f" ({of})" if of else "")
+    commit = str(run.facts["sources"].get("commit") or "")[:10]
+    at = f" at the commit {commit}" if commit else ""
+    picture = name_in(drawing.picture("pdf"), run.root)
     rows = ", ".join(name_in(path, run.root) for path in drawing.sources)
     fields = {
         "title": f"{{{latex(drawing.spec.title)}}}",
         "author": _authors(software["authors"]),
         "year": str(run.facts.get("started", ""))[:4],
-        "howpublished": latex(f"Figure {drawing.name} of posmat {software['version']}"),
-        "note": latex(f"Measured on {where}; {rows}, rows sha256 {said.digest}"),
+        "howpublished": latex(f"Figure {picture} of posmat {software['version']}"),
+        "note": latex(f"Measured on {where}{at}; {rows}, rows sha256 {said.digest}"),
         "url": software.get("repository-code", software.get("url", "")),
     }
-    return _entry("misc", f"posmat:{drawing.name}".replace("=", "-"), fields)
+    return _entry(f"posmat:{drawing.name}".replace("=", "-"), fields)
 
 
 def tell_figure(drawing: Drawing, said: Said) -> str:
@@ -87,6 +90,7 @@ def _authors(authors: list[dict]) -> str:
     return " and ".join(names)
 
 
-def _entry(kind: str, key: str, fields: dict[str, str]) -> str:
+def _entry(key: str, fields: dict[str, str]) -> str:
+    """An entry of the one type that styles of plain BibTeX know for software and figures."""
     lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
-    return "\n".join([f"@{kind}{{{key},", *lines, "}"])
+    return "\n".join([f"@misc{{{key},", *lines, "}"])

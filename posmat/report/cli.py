@@ -106,7 +106,7 @@ class Progress(tqdm):
 @click.option("--parameters", "show_parameters", is_flag=True, help="list them, run nothing")
 @click.option("--machine", default=LOCAL, metavar="NAME", help="publish under this name")
 @click.option("--quick", is_flag=True, help="small sizes, into folders of their own (quick)")
-@click.option("--runs", type=_COUNT, default=1, metavar="N", help="fresh kernels, rows pooled")
+@click.option("--runs", type=_COUNT, default=1, metavar="N", help="fresh processes, rows pooled")
 @click.option("--force", is_flag=True, help="run what is up to date, too")
 @click.option("--cell-timeout", type=_COUNT, metavar="SECONDS", help="that a cell may take")
 @click.option("--scheduler", metavar="ADDRESS", help="of dask, tcp://host:8786: run on its workers")

@@ -1,6 +1,6 @@
 """All that is made of rows, as {path: bytes}: `posmat draw` writes it, `posmat check` compares it.
 
-No kernel and no torch: whoever has the rows has the figures, those of a GPU too. A file that does
+No notebook and no torch: whoever has the rows has the figures, those of a GPU too. A file that does
 not hold is told in one sentence, and of everything else the rest is made.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from posmat.measure.files import LOCAL, QUICK, RecordError, make_folder, replacing, rows_digest
 from posmat.report.freshness import hash_of_all_rows
-from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings, name_in
+from posmat.report.store import KINDS, OWN, Drawing, Result, Said, find_drawings, in_detail, name_in
 
 if TYPE_CHECKING:  # these take a second and a half to load, and `posmat --help` needs none of it
     import pandas as pd
@@ -120,7 +120,10 @@ def _draw(drawing: Drawing, frames: list, numbers: dict | None, drawn: bool, sai
     # Rows that were made of rows name none, and a frame may not: there provenance does.
     facts = drawing.run.facts
     known = facts["device"].get("gpu") or facts["host"].get("processor")
-    said[drawing] = Said(*words, digest, [*processors] or [str(known)] * bool(known), numbers)
+    names = [*processors] or [str(known)] * bool(known)
+    if names and drawing.run.device == "cpu" and (more := in_detail(facts["host"])):
+        names[0] += f"; {more}"
+    said[drawing] = Said(*words, digest, names, numbers)
     return {drawing.picture(kind): content for kind, content in written.items()}
 
 

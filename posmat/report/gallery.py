@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from posmat.measure.files import replacing
 from posmat.report.cite import cite_figure
-from posmat.report.store import KINDS, OWN, Drawing, Result, Said, holding, name_in
+from posmat.report.store import KINDS, OWN, Drawing, Result, Said, holding, in_detail, name_in
 
 _VERSIONS = {"Python": "python", "PyTorch": "torch", "CUDA": "cuda", "driver": "driver"}
 _VERSIONS |= {"oneDNN": "onednn", "numpy": "numpy", "pandas": "pandas"}
@@ -56,12 +56,14 @@ def _describe_page(
     from posmat.charts.catalogue import FIGURES
 
     figures = []
-    for number, spec in enumerate(FIGURES, 1):
+    numbered = sorted(enumerate(FIGURES, 1), key=lambda one: one[1].notebook)
+    for number, spec in numbered:  # a number is kept, and the notebooks' order shown
         pictures = [_picture(one, said[one], folder) for one in shown if one.id == spec.id]
         for letter, picture in zip(_LETTERS, pictures, strict=False):
             picture["letter"] = letter if len(pictures) > 1 else ""
-        anchor = re.sub(r"[^\w\- ]", "", f"Figure {number}. {spec.title}".lower())  # as hosts do
-        figure = {"id": spec.id, "number": number, "title": spec.title, "pictures": pictures}
+        title = f"{spec.title} (notebook {spec.notebook[:2]})"
+        anchor = re.sub(r"[^\w\- ]", "", f"Figure {number}. {title}".lower())  # as hosts do
+        figure = {"id": spec.id, "number": number, "title": title, "pictures": pictures}
         figures += [figure | {"anchor": anchor.replace(" ", "-")}] * bool(pictures)
     digests = sorted(f"{one.name} {said[one].digest}" for one in shown)
     machines = dict.fromkeys((one.run.machine, one.run.device) for one in shown)
@@ -120,6 +122,9 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
 
     memory = every("gpu_memory_bytes", "device") or every("memory_bytes", "host")
     processor = ", ".join(every("gpu", "device") or every("processor", "host"))
+    # Beside a GPU its host's processor is named, too.
+    details = dict.fromkeys(every("processor", "host") if every("gpu", "device") else ())
+    details |= dict.fromkeys(in_detail(one["host"]) for one in facts)
     days = sorted({str(one.get("started", ""))[:10] for one in facts} - {""})
     found = {name: every(key, "device", "libraries") for name, key in _VERSIONS.items()}
     commits = dict.fromkeys(
@@ -130,6 +135,7 @@ def _machine(machine: str, device: str, results: list[Result]) -> list[str]:
     return [
         f"{machine} · {device}",
         processor.replace("(R)", "").replace("(TM)", ""),
+        "; ".join(filter(None, details)).replace("(R)", "").replace("(TM)", ""),
         ", ".join(every("cores", "host")),
         ", ".join(f"{int(one) / 2**30:.0f} GiB" for one in memory),
         ", ".join(every("threads", "parameters")),

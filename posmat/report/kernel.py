@@ -1,4 +1,4 @@
-"""One notebook in one fresh kernel, and the truth about how it ended.
+"""One notebook in one fresh process, and the truth about how it ended.
 
 papermill executes. It counts a cell that never ran as completed and forgets how a kernel died; here
 its hooks note which cell is running, and the kernel's manager how its process ended. A failure
@@ -52,7 +52,7 @@ def run_notebook(
     cell_timeout: int | None = None,
     tell: Tell = lambda *_: None,
 ) -> NotebookNode:
-    """Run a notebook in a fresh kernel and return it executed.
+    """Run a notebook in a fresh process and return it executed.
 
     `parameters` are those that differ from the defaults, `order` is what the kernel is told in
     POSMAT_JOB, `folder` its working directory, `cell_timeout` in seconds. A NotebookFailure where

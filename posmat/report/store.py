@@ -154,6 +154,24 @@ class Said:
     table: dict | None  # the numbers behind it, as a page shows them
 
 
+def in_detail(host: dict) -> str:
+    """What provenance says of a processor beyond its name; '' where that is of older sources."""
+    names = ("family", "model", "stepping", "implementer", "part")
+    caches = [f"{name} {kib:,} KiB" for name, kib in host.get("caches_kib", {}).items()]
+    clocks = {"up to ": host.get("clock_max_mhz"), "": host.get("clock_mhz")}
+    clocks = [f"{word}{mhz:,} MHz" for word, mhz in clocks.items() if isinstance(mhz, int)]
+    yes, _, vendor = str(host.get("virtual", "")).partition(", ")
+    virtual = {"yes": "a virtual machine", "no": "no virtual machine"}.get(yes, "")
+    parts = [
+        ", ".join(f"{name} {host[name]}" for name in names if name in host),
+        *clocks[:1],  # the clock of the moment where no other is known
+        ", ".join(caches),
+        ", ".join(host.get("instructions", ())),
+        virtual + (f" ({vendor})" if vendor else ""),
+    ]
+    return "; ".join(filter(None, parts))
+
+
 def name_in(path: Path, root: Path) -> str:
     """A path as a sentence names it: from the project's root."""
     return path.relative_to(root).as_posix()

@@ -1,4 +1,4 @@
-"""The verbs that read what is there: draw, check, cite. None of them starts a kernel."""
+"""The verbs that read what is there: draw, check, cite. None of them runs a notebook."""
 
 import os
 import sys
@@ -77,7 +77,7 @@ def check_project(
 @click.option("--machine", metavar="NAME", help="only what is this machine's (local: your own)")
 @click.pass_obj
 def draw(root: Root, figures: tuple[str, ...], machine: str | None) -> int:
-    """Draw figures, tables and gallery pages from data/ alone: no kernel runs.
+    """Draw figures, tables and gallery pages from data/ alone: no notebook runs.
 
     FIGURE is an id, or id-machine-device; all of them without one.
     """

@@ -4,6 +4,7 @@ import torch
 import posmat as pm
 from posmat import machine
 from posmat.machine import NOT_GIVEN, host_identity, make_current, read_gpu, slow_clock_warnings
+from posmat.report.store import in_detail
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,47 @@ def test_the_host_is_described_and_known_again():
     assert facts["cores"] >= 1 and facts["memory_bytes"] > 2**30 and facts["processor"]
     assert host_identity() == host_identity() == facts["host_identity"]
     assert len(host_identity()) == 16
+
+
+ARM = "processor\t: 0\nFeatures\t: fp asimddp i8mm\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
+VIRTUAL = "cpu family\t: 25\nmodel\t\t: 17\nflags\t\t: avx2 avx512_vnni hypervisor sse\n\nflags: x"
+NOTHING = dict.fromkeys(("clock_mhz", "clock_max_mhz", "virtual"), NOT_GIVEN)
+NOTHING |= {"caches_kib": {}, "instructions": []}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "facts", "words"),
+    [
+        ("", {}, ""),
+        (
+            ARM,
+            {"implementer": "0x41", "part": "0xd40", "instructions": ["asimddp", "i8mm"]},
+            "implementer 0x41, part 0xd40; asimddp, i8mm",
+        ),
+        (
+            VIRTUAL,
+            {"family": "25", "model": "17", "instructions": ["avx2", "avx512_vnni"]}
+            | {"virtual": "yes, A Vendor"},
+            "family 25, model 17; avx2, avx512_vnni; a virtual machine (A Vendor)",
+        ),
+        (
+            VIRTUAL.replace("hypervisor", ""),
+            {"family": "25", "model": "17", "instructions": ["avx2", "avx512_vnni"]}
+            | {"virtual": "no"},
+            "family 25, model 17; avx2, avx512_vnni; no virtual machine",
+        ),
+    ],
+)
+def test_of_a_processor_is_said_what_the_system_gives(monkeypatch, cpuinfo, facts, words):
+    given = {"/proc/cpuinfo": cpuinfo, "/sys/class/dmi/id/sys_vendor": "A Vendor\n"}
+    monkeypatch.setattr(machine, "_read", lambda path: given.get(str(path), ""))
+
+    def no_clock():
+        raise NotImplementedError("no CPU frequency here")
+
+    monkeypatch.setattr(machine.psutil, "cpu_freq", no_clock)
+    assert machine.describe_processor() == NOTHING | facts
+    assert in_detail(NOTHING | facts) == words
+    more = {"clock_mhz": 2600, "caches_kib": {"L1d": 48, "L3": 491520}}
+    assert in_detail(more) == "2,600 MHz; L1d 48 KiB, L3 491,520 KiB"
+    assert in_detail(more | {"clock_max_mhz": 3700}).startswith("up to 3,700 MHz; L1d")

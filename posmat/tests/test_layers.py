@@ -255,3 +255,18 @@ def test_cuda_gives_the_same_numbers_and_gradients(plain, shape, name):
     torch.testing.assert_close(cuda(x.cuda()).cpu(), cpu(x), rtol=1e-3, atol=1e-2)
     found = [gradient.cpu() for gradient in gradients(cuda, x.cuda())]
     torch.testing.assert_close(found, gradients(cpu, x), rtol=1e-3, atol=1e-2)
+
+
+@even_same
+@every_kind
+@pytest.mark.parametrize("name", MULTIPLIERS)
+def test_layers_keep_to_what_a_strict_int8_gemm_takes(
+    plain, shape, name, use_engine, strict_int8_gemm
+):
+    x, by_table = whole_numbers(shape, name), made_of(plain, name).eval()
+    by_table.path = "lookup"
+    expected = by_table(x)
+    use_engine("padded")
+    layer = made_of(plain, name).eval()
+    layer.path = "gemm"
+    assert torch.equal(layer(x), expected) and strict_int8_gemm

@@ -14,6 +14,7 @@ from posmat.measure import files, timing
 from posmat.measure import run as records
 from posmat.measure.files import RecordError, claim_machine, promote, read_rows, rows_hash, variant
 from posmat.measure.memory import peak_memory
+from posmat.measure.predictions import FAILED, KEPT, NOT_MEASURED, OPEN, score_predictions
 from posmat.measure.run import start_run
 from posmat.measure.summary import summarize
 from posmat.tests.sample import ROOT
@@ -105,6 +106,7 @@ def test_rows_come_back_as_they_were_and_what_is_no_table_is_refused(tmp_path):
 
 def undescribed(columns, text):
     """Those names of columns that no `name` of a text is."""
+    text = re.sub(r"(?s)```.*?```", "", text)  # an example names what it likes
     named = set(re.findall(r"`([^`]+)`", text)) | set(map(str, range(128)))
     return [name for name in columns if re.sub("when .* is", "when ... is", name) not in named]
 
@@ -171,7 +173,8 @@ def test_the_gpu_before_and_after_and_a_clock_that_fell_are_kept(tmp_path, monke
 def test_every_published_file_and_column_is_described(path):
     text = (ROOT / "data" / "README.md").read_text()
     if len(path.suffixes) > 1 and path.is_relative_to(ROOT / "data"):  # a frame beside rows
-        assert f"`{re.sub(r'-.*(?=[.].+[.]csv)', '', path.name)}`" in text
+        name = re.sub(r"-.*(?=[.].+[.]csv)", "", path.name)
+        assert f"`{name}`" in text or f"`NN_name.{name.partition('.')[2]}`" in text
     with path.open(newline="") as file:
         assert not undescribed(next(csv.reader(file)), text)
 
@@ -182,8 +185,20 @@ def test_every_column_that_posmat_makes_is_described():
     timed = timing.time_methods(one, reference=None, baseline="a", rounds=1)
     as_seed = timing.time_as_seed(one, 1, reference=None)
     memory = peak_memory({"a": linear_product}, ProblemSize(1, 1, 1), device="cpu")
-    for frame in (timed, as_seed, memory, summarize(timed).reset_index()):
+    scores = score_predictions({"a": (1, None)}, {"a": 2.0})
+    assert all(f"`{verdict}`" in text for verdict in (KEPT, FAILED, OPEN, NOT_MEASURED))
+    for frame in (timed, as_seed, memory, summarize(timed).reset_index(), scores):
         assert not undescribed(frame.columns, text)
+
+
+def test_the_example_of_loading_rows_gives_the_ratio_of_the_table(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "data" / "README.md").read_text())
+    exec(code, given := {})
+    path = "reports/epyc-zen4/cpu/05_positive_matrix_product.table.csv"
+    line = pd.read_csv(path).set_index("method").loc["element-wise, in blocks"]
+    found = [given[name] for name in ("ratio", "low", "high")]
+    assert found == pytest.approx(list(line[["ratio", "ratio_low", "ratio_high"]]), rel=1e-12)
 
 
 def test_outside_a_checkout_results_go_to_the_working_directory(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_several_runs_give_the_range_over_them():
 def test_a_claim_from_few_rounds_says_so(rounds, runs, told):
     frames = [rows_of({"a": [1.0] * 9, "b": [2.0] * rounds}, run) for run in range(runs)]
     table = summarize(pd.concat(frames), "a")
-    assert tell_ratio(table, "b") == f"2.00 times the time of a ({told}"
+    assert tell_ratio(table, "b") == f"2.00 times as long as `a` ({told}"
     assert stands(table, "b")
     by_size = summarize(pd.concat(frames).assign(batch_size=8), "a", by=["batch_size"])
     assert tell_ratio(by_size, (8, "b")) == tell_ratio(table, "b")
@@ -75,9 +75,9 @@ def test_what_was_not_timed_keeps_its_line_and_compares_nothing():
     table = summarize(rows)
     assert table.loc["a", "state"] == "not supported" and pd.isna(table.loc["a", "median"])
     assert pm.in_milliseconds(table).loc["a", "median_ms"] == ""
-    assert tell_ratio(table, "a") == "no time, being not supported"
+    assert tell_ratio(table, "a") == "a time that was not measured (not supported)"
     assert pd.isna(table.loc["b", "ratio"]) and not stands(table, "b")
-    assert tell_ratio(table, "b") == "3,000 ms (a has no time here)"
+    assert tell_ratio(table, "b") == "3,000 ms (`a` has no time here)"
 
 
 def test_clocks_stand_side_by_side():
@@ -98,7 +98,7 @@ def test_the_noise_floor_of_a_group_is_that_of_its_own_control():
     table = summarize(rows, by=["batch_size", "out_features"])
     told = {key[0]: stands(table, key) for key in table.index if key[-1] == "b"}
     assert told == {64: False, 8: True, 256: False}
-    assert "not told apart" in tell_ratio(table, (64, 64, "b"))
+    assert "beyond the noise" in tell_ratio(table, (64, 64, "b"))
     by_one = summarize(rows, by=["batch_size"])
     assert stands(by_one, (8, "b")) and not stands(by_one, (64, "b"))
 
@@ -137,7 +137,7 @@ def test_a_method_is_in_the_state_of_its_worst_run():
     table = summarize(rows, "a")
     assert table.loc["b", ["state", "runs", "rounds"]].tolist() == ["wrong", 1, 3]
     assert table.loc["b", "warnings"] == "not timed in every run"
-    assert "no time, being wrong" in tell_ratio(table, "b")
+    assert "not measured (wrong)" in tell_ratio(table, "b")
     assert table.loc["a", ["state", "runs", "warnings"]].tolist() == ["timed", 2, ""]
     over_b = summarize(rows, "b")
     assert pd.isna(over_b.loc["a", "ratio"]), "a baseline that is wrong in one run compares nothing"
@@ -172,7 +172,7 @@ def test_a_claim_stands_only_beyond_the_noise_floor(method, control, told):
         for run, (b, again) in enumerate(zip(method, control, strict=True))
     ]
     table = summarize(pd.concat(runs))
-    assert stands(table, "b") == told == ("not told apart" not in tell_ratio(table, "b"))
+    assert stands(table, "b") == told == ("beyond the noise" not in tell_ratio(table, "b"))
 
 
 def test_the_noise_is_that_of_the_control_whatever_the_baseline():
@@ -206,4 +206,5 @@ def test_bad_rows_are_refused():
 def test_three_figures():
     told = ["0.000736", "43.9", "3,280", "1.00", "0", ""]
     assert [*map(pm.format_figures, [0.000736, 43.87, 3284.0, 1.0, 0.0, None])] == told
+    assert [*map(pm.format_figures, [0.9996, 9.996, 999.6])] == ["1.00", "10.0", "1,000"]
     assert [*map(pm.format_figures, [3284, np.int64(-12345), 0])] == ["3,284", "-12,345", "0"]
