@@ -234,7 +234,7 @@ def check_summary(result: Result, results: Iterable[Result]) -> tuple[list[str],
     again = f"run 'posmat report 11{where}'."
     problems = []
     for name, old, new in zip(names, kept, derived, strict=True):
-        shared = [name for name in old if name in new]  # older sources said other things of a line
+        shared = [column for column in old if column in new]  # older sources said other things
         pair = (one.loc[one["machine"].isin([machine, THEN]), shared] for one in (old, new))
         if not _same_table(*(one.to_csv(index=False).encode() for one in pair)):
             problems.append(f"{name} was made from other rows of {machine} than there are: {again}")
