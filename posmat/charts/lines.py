@@ -29,7 +29,7 @@ def time_per_method(rows: pd.DataFrame, title: str) -> Chart:
     looks = {"baseline": (ORANGE, "o"), "": (BLUE, "o"), "control": (FAINT, "o")}
     return style.chart_of_lines(
         title, list(table["label"]), points, rows=rows, looks=looks, xlabel="time per call [ms]",
-        values=[style.value_of(method, line, "   {}×") for method, line in table.iterrows()],
+        values=[style.value_of(method, line, "\u2003{}×") for method, line in table.iterrows()],
         whisker=("pi", 50), faint=True,
     )  # fmt: skip
 

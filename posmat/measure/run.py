@@ -70,7 +70,8 @@ class Run:
         tidy = {"": rows} | dict(frames or {})
         with files.scratch_folder(own or root / SCRATCH) as folder:
             for what, frame in tidy.items():
-                frame.to_csv(folder / self._file(what), index=False)
+                digits = "%.9g" if what else None  # rows, of which ratios are made, as they are
+                frame.to_csv(folder / self._file(what), index=False, float_format=digits)
             digests = {what: files.rows_hash(folder / self._file(what)) for what in tidy}
             known = {"rows": len(rows), "rows_sha256": digests.pop(""), "frames_sha256": digests}
             known |= {"data": data} if data else {}

@@ -46,6 +46,8 @@ COLUMNS = (
     *("batch_size", "out_features", "in_features", "threads", "clock", "cache"),
     *("round", "position", "at_s", "number", "seconds", "cpu_s", "first_s", "why"),
 )
+DIGITS = 7  # of a time, which no clock here is sure of: whole rows are kept and published
+_TIMES = ["at_s", "seconds", "cpu_s", "first_s"]
 _CANNOT = ("not implemented for", "don't support automatic differentiation")
 _CACHE = {"host": "hot", "event": "cold", "graph": "hot"}
 _SEED_CLOCKS = ("seed (process)", "seed (wall)")
@@ -214,6 +216,8 @@ def _frame(rows: list[dict], tags: dict) -> pd.DataFrame:
         row.update({name: values.get(own) for name, values in each.items()})
         row.update({"dtype": "float32"} if own == FLOOR and "dtype" in tags else {})
     frame = pd.DataFrame([tags | row for row in rows])
+    for name in frame.columns.intersection(_TIMES):
+        frame[name] = pd.to_numeric(frame[name]).map(lambda s: float(f"{s:.{DIGITS}g}"))
     return frame.reindex(columns=[*COLUMNS, *extra]).convert_dtypes()
 
 
