@@ -148,7 +148,7 @@ def test_a_method_that_was_timed_in_some_runs_says_so(rows):
     runs = [rows[rows["method"] != "by hand"], gone, rows.assign(run=1), rows.assign(run=2)]
     several = pd.concat(runs, ignore_index=True).assign(part="formulations")
     figure = draw_figure("linear-vs-manual", several)
-    assert "177 ms   42.5×, in 2 of 3 runs" in texts_of(figure.axes[0])
+    assert "177 ms\u200342.5×, in 2 of 3 runs" in texts_of(figure.axes[0])
     assert "9 rounds in each of 3 fresh processes" in figure.caption
     said = "by hand 177 ms (42.5 times), in 2 of 3 runs"
     assert said in figure.alt and said in draw_figure("gemm-speedup", several).alt
