@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from functools import cache
+from html import escape
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
@@ -164,13 +165,25 @@ def with_figures(text: str, said: dict[Drawing, Said]) -> tuple[str, list[str]]:
     return _BLOCK.sub(block, text), list(dict.fromkeys(problems))
 
 
-def write_page(executed: Path) -> Path:
-    """Write `<stem>.html` beside an executed notebook, with its pictures inside."""
+def write_page(executed: Path, run: Result) -> Path:
+    """Write `<stem>.html` beside an executed notebook, its figures being those in reports/figures.
+
+    A picture that is none of the list is put inside.
+    """
     import nbconvert  # takes most of a second to load
     import nbformat
     from pygments.formatters import HtmlFormatter
 
     notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        drawn = re.search(r'draw_figure\("([^"]+)"', cell.source)
+        pictures = [one for one in cell.get("outputs", []) if "image/png" in one.get("data", {})]
+        for picture in pictures if drawn else []:
+            facts = picture["metadata"].get("image/png", {})
+            source = f"../../figures/{quote(Drawing(run, drawn[1]).name)}.png"
+            size = f'width="{facts.get("width", 525)}"'
+            alt = escape(facts.get("alt", drawn[1]))
+            picture["data"] = {"text/html": f'<img src="{source}" alt="{alt}" {size}>'}
     # Jupyter looks for templates where Python is; pip's --target puts them beside nbconvert.
     beside = [str(Path(nbconvert.__file__).parents[1] / "share/jupyter/nbconvert/templates")]
     paths = {"extra_template_basedirs": beside, "extra_template_paths": beside}

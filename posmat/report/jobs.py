@@ -294,7 +294,7 @@ def run_in_folder(job: Job, folder: Path, key: dict, tell: Tell = lambda *_: Non
             notebook = run_notebook(job.source, *words)
         nbformat.write(notebook, executed)
         _add_to_provenance(executed.with_suffix(".json"), key, outcome.warnings)
-        write_page(executed)
+        write_page(executed, job)
     except NotebookFailure as failure:
         why = f"{'in ' * str(failure).startswith('cell')}{failure}"
         notebook, stopped = failure.notebook, failure.stopped

@@ -15,6 +15,7 @@ from posmat.measure.run import describe_sources
 from posmat.measure.summary import AGAIN, FLOOR
 from posmat.report.freshness import sources_key
 from posmat.report.gallery import write_page
+from posmat.report.store import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINES = (("alpha", "cpu", "A Processor"), ("beta", "cuda", "A GPU <x>"))
@@ -97,4 +98,4 @@ def execute(folder: Path, stem: str) -> None:
     cells = [new_markdown_cell(f"# {stem}"), new_code_cell("1", outputs=[output])]
     cells.append(new_markdown_cell("## What we found"))
     nbformat.write(new_notebook(cells=cells), folder / f"{stem}.ipynb")
-    write_page(folder / f"{stem}.ipynb")
+    write_page(folder / f"{stem}.ipynb", Result(folder.parents[2], *folder.parts[-2:], stem))
