@@ -126,7 +126,8 @@ def apart(places: list[float], least: float) -> np.ndarray:
 def dtypes_of(rows: pd.DataFrame) -> str:
     """Of what dtypes operands were: 'int8 and float32'. A call alone has none that are told."""
     dtypes = rows.loc[rows["method"] != FLOOR, "dtype"].dropna().unique()
-    return " and ".join(sorted(dtypes, reverse=True))  # int8 first
+    *others, last = sorted(dtypes, reverse=True)  # int8 first
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def measured_on(rows: pd.DataFrame) -> str:
