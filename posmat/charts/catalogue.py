@@ -281,7 +281,7 @@ FIGURES: list[FigureSpec] = [
         "10_network",
         "What simulating a network costs",
         "PyTorch's MNIST example, two convolutions and two fully connected layers: in float32, and "
-        "with every product of int8 numbers by the multiplier that is named, bit for bit. Notebooks "
-        "9 and 10 define the multipliers; compiled look-ups take each product from a table, in C.",
+        "with every product of int8 numbers by the multiplier that is named, bit for bit. "
+        "Notebooks 9 and 10 define them; compiled look-ups take each product from a table, in C.",
     ),
 ]
