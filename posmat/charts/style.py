@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from posmat.measure.files import replacing, rows_digest
 from posmat.measure.summary import AGAIN, FLOOR, baseline_of, format_figures, is_control, summarize
@@ -91,7 +91,7 @@ class Chart(Figure):
         self.savefig(buffer, format="png")
         for name, text in facts.items():
             told.add_text(name, text)
-        image = Image.open(buffer).convert("RGB").quantize(dither=Image.Dither.NONE)
+        image = PngImageFile(buffer).convert("RGB").quantize(dither=Image.Dither.NONE)
         image.save(small, "png", optimize=True, dpi=(DPI, DPI), pnginfo=told)
         return small.getvalue()
 
