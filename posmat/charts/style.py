@@ -89,6 +89,7 @@ class Chart(Figure):
         """The picture in 256 colours, a third of the bytes of one in all of them."""
         buffer, small, told = io.BytesIO(), io.BytesIO(), PngInfo()
         self.savefig(buffer, format="png")
+        buffer.seek(0)
         for name, text in facts.items():
             told.add_text(name, text)
         image = PngImageFile(buffer).convert("RGB").quantize(dither=Image.Dither.NONE)
