@@ -44,7 +44,8 @@ def score_predictions(
     Returns:
         The columns prediction, at_least, at_most, measured, low, high, noise and `verdict`: 'as
         predicted' where the whole range is within the bounds, 'not as predicted' where it is
-        outside by more than the noise, 'undecided' between the two, or 'not measured'.
+        outside by more than the noise, 'undecided' between the two or where the range is not known,
+        or 'not measured'.
 
     Raises:
         ValueError: the two do not name the same predictions.

@@ -19,6 +19,7 @@ from posmat.tests.test_summary import AGAIN, BASE, rows_of
         ((None, 2), 1.5, "as predicted"),
         ((None, 0), 0.5, "not as predicted"),
         ((0, None), None, "not measured"),
+        ((0, None), pm.Found(0.5, float("nan"), float("nan")), "undecided"),
     ],
 )
 def test_a_verdict_knows_the_range_and_the_noise(bounds, found, verdict):
